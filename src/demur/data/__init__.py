@@ -1,0 +1,1 @@
+"""Prompt sets: source, licence, split, intent. Knows no model."""

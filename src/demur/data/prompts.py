@@ -1,0 +1,148 @@
+"""Load prompt sets: demur's own by name, or any CSV, JSONL or JSON file with a named column."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from demur.errors import InputError, NotFoundError
+from demur.types import Intent, Message, Prompt, Question, Split, stable_hash
+
+_FOLDER = Path(__file__).parent / "prompts"
+OWN = ("harmful", "lookalike", "plain")
+"""Names of demur's own prompt sets."""
+
+
+def load_prompts(name: str, intent: Intent, column: str = "") -> list[Prompt]:
+    """Prompts from one of demur's own sets (`harmful`, `lookalike`, `plain`) or from a file.
+
+    `column` names the prompt text in a CSV, JSONL or JSON list; `split`, `category`, `id` and `twin` are read where
+    they exist. A file without splits is split by a hash of each text, 30 % select and 70 % test, so that a prompt
+    never changes sides. Raises `NotFoundError` or `InputError` with the row that is wrong.
+    """
+    own = name in OWN
+    path = _FOLDER / f"{name}.jsonl" if own else Path(name).expanduser()
+    rows = _rows(path)
+    column = column or ("text" if own else _only_column(path, rows))
+    source = f"demur/{name}" if own else path.name
+    prompts = []
+    for number, row in enumerate(rows, start=1):
+        text = row.get(column)
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(
+                f"{path} row {number}: column {column!r} is {text!r}, expected text; the columns are "
+                f"{', '.join(map(str, row))}"
+            )
+        prompts.append(
+            Prompt(
+                id=str(row.get("id") or f"{path.stem}-{number:04d}"),
+                messages=(Message("user", text.strip()),),
+                intent=intent,
+                source=source,
+                category=str(row.get("category") or ""),
+                split=_split(row.get("split"), text, f"{path} row {number}"),
+                twin=str(row.get("twin") or ""),
+            )
+        )
+    _check_unique([prompt.id for prompt in prompts], path)
+    return prompts
+
+
+def load_questions(name: str = "mc") -> list[Question]:
+    """Multiple-choice questions: demur's own (`mc`) or a JSONL file with question, choices and answer (0-based)."""
+    path = _FOLDER / "mc.jsonl" if name == "mc" else Path(name).expanduser()
+    questions = []
+    for number, row in enumerate(_rows(path), start=1):
+        choices, answer = row.get("choices"), row.get("answer")
+        if not (isinstance(row.get("question"), str) and isinstance(choices, list) and len(choices) > 1):
+            raise InputError(f"{path} row {number} needs `question` (text) and `choices` (a list of at least two)")
+        if not (isinstance(answer, int) and 0 <= answer < len(choices)):
+            raise InputError(f"{path} row {number}: answer is {answer!r}, expected 0 to {len(choices) - 1}")
+        questions.append(
+            Question(
+                id=str(row.get("id") or f"{path.stem}-{number:04d}"),
+                question=row["question"],
+                choices=tuple(str(choice) for choice in choices),
+                answer=answer,
+                category=str(row.get("category") or ""),
+                split=_split(row.get("split"), row["question"], f"{path} row {number}"),
+            )
+        )
+    _check_unique([question.id for question in questions], path)
+    return questions
+
+
+def take(items: Sequence[Any], split: Split, limit: int = 0) -> list[Any]:
+    """Items of one split; at most `limit`, spread evenly over the set so that no category is favoured."""
+    chosen = [item for item in items if item.split == split]
+    if not limit or limit >= len(chosen):
+        return chosen
+    return [chosen[index * len(chosen) // limit] for index in range(limit)]
+
+
+def prompts_hash(items: Sequence[Prompt | Question]) -> str:
+    """Hash of a prompt set: of everything in it, in order."""
+    return stable_hash([asdict(item) for item in items])
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"prompt file {path} does not exist; give a CSV, JSONL or JSON file, or one of {', '.join(OWN)}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"prompt file {path} cannot be read as UTF-8 text ({error})") from None
+    rows: list[Any] = []
+    if path.suffix == ".csv":
+        rows = list(csv.DictReader(text.splitlines()))
+    elif path.suffix == ".json":
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"prompt file {path} is not JSON ({error})") from None
+    elif path.suffix == ".jsonl":
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise InputError(f"prompt file {path} line {number} is not JSON ({error})") from None
+    elif path.suffix == ".txt":
+        rows = [{"text": line} for line in text.splitlines() if line.strip()]
+    else:
+        raise InputError(f"prompt file {path} is of an unknown kind; expected .csv, .jsonl, .json or .txt")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"prompt file {path} must be a list of objects, each with a column of prompt text")
+    if not rows:
+        raise InputError(f"prompt file {path} is empty; expected at least one prompt")
+    return rows
+
+
+def _only_column(path: Path, rows: list[dict[str, Any]]) -> str:
+    for usual in ("text", "prompt", "instruction", "goal", "question", "Behavior"):
+        if usual in rows[0]:
+            return usual
+    raise InputError(f"{path} has the columns {', '.join(map(str, rows[0]))}; say which holds the prompts (`column`)")
+
+
+def _split(given: Any, text: str, where: str) -> Split:
+    if given in get_args(Split):
+        split: Split = given
+        return split
+    if given not in (None, ""):
+        raise InputError(f"{where}: split is {given!r}, expected select or test")
+    return "select" if int(stable_hash(text.strip()), 16) % 10 < 3 else "test"
+
+
+def _check_unique(ids: list[str], path: Path) -> None:
+    seen: set[str] = set()
+    for item in ids:
+        if item in seen:
+            raise InputError(f"{path}: id {item!r} occurs twice; ids must be unique")
+        seen.add(item)

@@ -1,0 +1,1 @@
+"""Measure a model under a spec: completions, capability, KL, reconstruction, and the statistics of it."""

@@ -1,0 +1,1 @@
+"""Find latents and test what they cause."""

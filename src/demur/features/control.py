@@ -1,0 +1,52 @@
+"""A control latent: unrelated to refusal, about as often active as the chosen one.
+
+What clamping it costs is the cost of steering itself (O'Brien et al., arXiv 2411.11296, use a Philosophy latent).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from demur.errors import InputError
+from demur.lm.batches import Row, batches, pad
+from demur.lm.load import LanguageModel
+from demur.lm.record import read
+from demur.sae.topk import TopKSae
+from demur.types import Hookpoint
+
+
+def firing_rates(lm: LanguageModel, sae: TopKSae, hookpoint: Hookpoint, rows: Sequence[Row]) -> Tensor:
+    """Share of the tokens of `rows` (token ids; the first token of each left out) that each latent is active on."""
+    fired = torch.zeros(sae.d_sae)
+    tokens = 0
+    for chosen in batches([len(row) for row in rows], 16):
+        padded = pad(lm, [rows[i] for i in chosen], side="right")
+        residual = read(lm.model, hookpoint, padded.ids, padded.mask).residual
+        counted = padded.mask.bool()
+        counted[:, 0] = False
+        with torch.no_grad():
+            sparse = sae.encode_sparse(residual[counted])
+        fired += torch.bincount(sparse.indices[sparse.values > 0].cpu(), minlength=sae.d_sae)
+        tokens += int(counted.sum())
+    return fired / max(tokens, 1)
+
+
+def control_latent(rates: Tensor, chosen: int, related: Sequence[int], on_harmful: Tensor) -> int:
+    """The latent whose firing rate on ordinary text is nearest to the chosen one's, in ratio.
+
+    `rates` [d_sae] on harmless text; `related`: latents to leave out (all candidates); `on_harmful` [d_sae]: rates on
+    harmful text, where a control must not be more active than on harmless text. Deterministic: nearest, then lowest.
+    Raises `InputError` when nothing qualifies.
+    """
+    allowed = (rates > 0) & (on_harmful <= rates)
+    allowed[list(related)] = False
+    allowed[chosen] = False
+    if not bool(allowed.any()):
+        raise InputError("no latent can serve as a control: none outside the candidates fires on harmless text")
+    target = rates[chosen].clamp(min=float(rates[rates > 0].min()))
+    distance = (rates.clamp(min=1e-9).log() - target.log()).abs()
+    distance[~allowed] = torch.inf
+    return int(distance.argmin())

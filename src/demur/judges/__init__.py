@@ -1,0 +1,1 @@
+"""Judges: what a completion did with its prompt, as a Verdict."""

@@ -1,0 +1,1 @@
+"""Language models: load, chat, hookpoints, record, attach, generate, score. Knows no SAE."""

@@ -1,0 +1,84 @@
+"""Read the residual at a hookpoint, and run the model only as far as, or only from, that block.
+
+`resume` is what makes comparing many interventions cheap: everything up to the hookpoint is the same for all of
+them, so it is computed once by `read` and reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from demur.lm.hookpoints import block_at, blocks
+from demur.types import Hookpoint
+
+
+class _Stop(Exception):
+    """Ends a forward pass at the hookpoint; never leaves this module."""
+
+
+class Reading(NamedTuple):
+    """A residual and what is needed to go on from it."""
+
+    residual: Tensor
+    """[batch, pos, d_model], the output of the block."""
+    tuple_output: bool
+    """Whether the blocks of this architecture return a tuple."""
+
+
+def read(
+    model: PreTrainedModel,
+    hookpoint: Hookpoint,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> Reading:
+    """Residual at `hookpoint` for `input_ids` [batch, pos], running no block above it."""
+    found: list[Reading] = []
+
+    def stop(_module: Any, _args: Any, output: Any) -> None:
+        is_tuple = isinstance(output, tuple)
+        found.append(Reading(output[0] if is_tuple else output, is_tuple))
+        raise _Stop
+
+    handle = block_at(model, hookpoint).register_forward_hook(stop)
+    try:
+        with torch.no_grad():
+            model.get_decoder()(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            )
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    return found[0]
+
+
+@contextmanager
+def resume(model: PreTrainedModel, hookpoint: Hookpoint, reading: Reading) -> Iterator[None]:
+    """Inside the block, forward passes start from `reading`: blocks up to the hookpoint are skipped.
+
+    Hooks on the hookpoint's block still run, so an edit attached there edits the reading. Call the model with the
+    same `input_ids` and mask as `read` had, and `use_cache=False`.
+    """
+    skipped = [*blocks(model)[: hookpoint.block], block_at(model, hookpoint)]
+
+    def passes_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return (hidden_states,) if reading.tuple_output else hidden_states
+
+    def gives_reading(*_args: Any, **_kwargs: Any) -> Any:
+        return (reading.residual,) if reading.tuple_output else reading.residual
+
+    try:
+        for block in skipped[:-1]:
+            block.forward = passes_on
+        skipped[-1].forward = gives_reading
+        yield
+    finally:
+        for block in skipped:
+            block.__dict__.pop("forward", None)

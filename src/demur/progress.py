@@ -1,0 +1,72 @@
+"""Progress for people, on stderr: a bar with an estimate on a terminal, a line now and then elsewhere.
+
+Silent unless `shown()` is in force, so that demur as a library prints nothing. rich draws the bars.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_visible: ContextVar[bool] = ContextVar("demur_progress", default=False)
+_LINE_EVERY = 10.0
+"""Seconds between plain progress lines when stderr is no terminal."""
+
+
+@contextmanager
+def shown(visible: bool = True) -> Iterator[None]:
+    """Show messages and progress inside the block."""
+    token = _visible.set(visible)
+    try:
+        yield
+    finally:
+        _visible.reset(token)
+
+
+def say(text: str) -> None:
+    """One line for people."""
+    if _visible.get():
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def track(what: str, total: float, unit: str = "") -> Iterator[Callable[[float], None]]:
+    """Progress of `what` towards `total`; the block calls the yielded function with each amount done."""
+    if not _visible.get() or total <= 0:
+        yield lambda amount: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda amount: bar.advance(task, amount)
+    else:
+        yield _lines(what, total, unit)
+
+
+def _lines(what: str, total: float, unit: str) -> Callable[[float], None]:
+    start = last = time.monotonic()
+    done = 0.0
+
+    def advance(amount: float) -> None:
+        nonlocal done, last
+        done += amount
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY and done > 0:
+            last = now
+            left = (now - start) / done * (total - done)
+            print(f"  {what}: {done:,.0f}/{total:,.0f} {unit} about {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return advance

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: the modules, their files, training and metrics. Knows no language model."""

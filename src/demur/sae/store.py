@@ -1,0 +1,132 @@
+"""demur's own SAE folder: `cfg.json`, `sae.safetensors`, and a `README.md` card where one was written.
+
+Weights are safetensors, never pickle. The hash of an SAE covers its weights and what they mean, and labels every
+output made with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from demur.errors import InputError, MismatchError, NotFoundError
+from demur.record import from_json, read_json, to_json, whole_file, write_json
+from demur.sae.topk import TopKSae
+from demur.types import stable_hash
+
+FORMAT = "demur-sae/1"
+EMBEDDED = Path(__file__).parent / "embedded"
+"""Folder of the SAEs that ship with demur, by name."""
+
+
+@dataclass(frozen=True)
+class SaeModel:
+    """The language model an SAE was trained on."""
+
+    name: str
+    fingerprint: str
+    """`LanguageModel.fingerprint`."""
+    n_blocks: int
+
+
+@dataclass(frozen=True)
+class SaeConfig:
+    """`cfg.json`: what the weights mean."""
+
+    d_in: int
+    d_sae: int
+    k: int
+    hookpoint: str
+    model: SaeModel
+    architecture: str = "topk"
+    format: str = FORMAT
+    training: dict[str, Any] = field(default_factory=dict)
+    """Data, tokens, seed, command and commit."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Held-out FVU, L0, dead share and the like, of the weights as stored."""
+
+
+@dataclass(frozen=True)
+class LoadedSae:
+    """An SAE ready to use."""
+
+    sae: TopKSae
+    config: SaeConfig
+    hash: str
+    """16 hex digits over weights and meaning."""
+    path: str
+
+
+def save_sae(folder: Path, sae: TopKSae, config: SaeConfig, dtype: torch.dtype = torch.float32) -> None:
+    """Write `sae` into `folder`, each file whole or absent."""
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in sae.state_dict().items()}
+    with whole_file(folder / "sae.safetensors") as temporary:
+        save_file(tensors, temporary)
+    write_json(folder / "cfg.json", config)
+
+
+def load_sae(path: str | Path, device: str = "cpu") -> LoadedSae:
+    """Load an SAE by the name of an embedded one or from a folder, in float32.
+
+    Raises `NotFoundError` where there is none, `InputError` for files of another format, `MismatchError` when the
+    tensors disagree with `cfg.json`.
+    """
+    embedded = EMBEDDED / str(path)
+    folder = embedded if embedded.is_dir() and not Path(path).is_dir() else Path(path).expanduser()
+    if not (folder / "cfg.json").is_file():
+        names = ", ".join(sorted(p.name for p in EMBEDDED.glob("*") if p.is_dir())) or "none"
+        raise NotFoundError(
+            f"no SAE is at {str(path)!r}: expected a folder with cfg.json and sae.safetensors, or the name of an "
+            f"embedded SAE ({names})"
+        )
+    raw = read_json(folder / "cfg.json")
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise InputError(
+            f"{folder}/cfg.json is not a demur SAE (format {FORMAT!r} is missing); train one with `demur sae train`"
+        )
+    config = from_json(SaeConfig, raw, str(folder / "cfg.json"))
+    weights = folder / "sae.safetensors"
+    try:
+        tensors = load_file(weights, device=device)
+    except FileNotFoundError:
+        raise NotFoundError(f"{weights} is missing; copy the SAE folder again") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{weights} is not a whole safetensors file ({error}); copy it again") from error
+    sae = TopKSae(config.d_in, config.d_sae, config.k)
+    for name, parameter in sae.named_parameters():
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != tuple(parameter.shape):
+            raise MismatchError(
+                f"{weights}: {name} is {found or 'missing'}, but cfg.json asks for {tuple(parameter.shape)}; "
+                "the two files do not belong together"
+            )
+    sae.load_state_dict({name: tensors[name].float() for name in sae.state_dict()})
+    return LoadedSae(sae.to(device).requires_grad_(False), config, _hash(weights, config), str(path))
+
+
+def check_fits(loaded: LoadedSae, name: str, fingerprint: str, d_model: int, n_blocks: int) -> None:
+    """Raise `MismatchError` unless the SAE was trained on this model (by name, or by its norm weights)."""
+    made_for = loaded.config.model
+    if loaded.config.d_in != d_model or made_for.n_blocks != n_blocks:
+        raise MismatchError(
+            f"the SAE {loaded.path!r} is for a model of width {loaded.config.d_in} with {made_for.n_blocks} blocks "
+            f"({made_for.name}), but {name} has width {d_model} and {n_blocks} blocks; choose the SAE of this model"
+        )
+    if name != made_for.name and fingerprint != made_for.fingerprint:
+        raise MismatchError(
+            f"the SAE {loaded.path!r} was trained on {made_for.name}, but the model is {name}, which has other "
+            "weights; choose the SAE of this model, or train one with `demur sae train`"
+        )
+
+
+def _hash(weights: Path, config: SaeConfig) -> str:
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    meaning = to_json(config)
+    return stable_hash([digest, {key: meaning[key] for key in ("architecture", "k", "hookpoint", "format")}])

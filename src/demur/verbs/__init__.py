@@ -1,0 +1,1 @@
+"""What each command does, callable from Python: rooms wired together, no parsing, no printing of results."""
