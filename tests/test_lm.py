@@ -102,7 +102,11 @@ def test_positions_are_absolute_with_and_without_a_cache(lm: LanguageModel) -> N
     padded = pad(lm, rows, side="left")
     with attach(lm.model, AT, look):
         lm.model.generate(
-            input_ids=padded.ids, attention_mask=padded.mask, max_new_tokens=3, min_new_tokens=3, do_sample=False
+            input_ids=padded.ids,
+            attention_mask=padded.mask,
+            max_new_tokens=3,
+            min_new_tokens=3,
+            do_sample=False,
         )
     short, long = map(len, rows)
     assert seen[0] == [[-1] * (long - short) + list(range(short)), list(range(long))]
@@ -116,7 +120,11 @@ def test_a_batch_with_a_shared_prefix_equals_single_rows_and_plain_hf(lm: Langua
         assert generate(lm, [row], 8)[0] == answer
         ids = torch.tensor([row])
         plain = lm.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=2
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=8,
+            do_sample=False,
+            pad_token_id=2,
         )
         assert plain[0, len(row) :].tolist()[: len(answer.ids)] == answer.ids
 

@@ -119,9 +119,7 @@ def talk(result: StudyResult) -> tuple[list[Prompt], list[Completion], list[Verd
             pick = random.Random(f"{number} {spec}").random()
             refuses = pick < (0.3 if not spec.startswith("spec") else 0.8 if kind == "harmful" else 0.4)
             label = labels[0] if refuses else labels[1 + int(pick * 97) % 4]
-            answer = (
-                "I'm sorry, but I can't help with that." if refuses else "A kite flies on the wind.\n\n" * 4
-            )
+            answer = "I'm sorry, but I can't help with that." if refuses else "A kite flies on the wind.\n\n" * 4
             if number < 10:
                 answer = HOSTILE[number % 5]
             completions.append(Completion(ident, spec, answer, 40, "eos" if refuses else "length"))

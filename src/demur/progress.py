@@ -14,6 +14,7 @@ from contextvars import ContextVar
 _visible: ContextVar[bool] = ContextVar("demur_progress", default=False)
 _LINE_EVERY = 10.0
 """Seconds between plain progress lines when stderr is no terminal."""
+_INSTANT = 1e-3
 
 
 @contextmanager
@@ -57,16 +58,23 @@ def track(what: str, total: float, unit: str = "") -> Iterator[Callable[[float],
 
 
 def _lines(what: str, total: float, unit: str) -> Callable[[float], None]:
-    start = last = time.monotonic()
-    done = 0.0
+    start = last = before = time.monotonic()
+    done = worked = 0.0
 
     def advance(amount: float) -> None:
-        nonlocal done, last
-        done += amount
+        nonlocal done, worked, last, before
         now = time.monotonic()
-        if now - last >= _LINE_EVERY and done > 0:
+        done += amount
+        if now - before > _INSTANT:  # what took no time was there from an earlier run, and says nothing of the rest
+            worked += amount
+        before = now
+        if now - last >= _LINE_EVERY and worked > 0:
             last = now
-            left = (now - start) / done * (total - done)
-            print(f"  {what}: {done:,.0f}/{total:,.0f} {unit} about {left:.0f} s left", file=sys.stderr, flush=True)
+            left = (now - start) / worked * (total - done)
+            print(
+                f"  {what}: {done:,.0f}/{total:,.0f} {unit} about {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     return advance

@@ -36,7 +36,13 @@ class Sae:
 
 def entry() -> None:
     """Console script."""
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads us has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ERROR
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,7 +66,7 @@ def _parse(arguments: Sequence[str]) -> Study | SaeTrain | SaeEval:
     study = Annotated[Study, tyro.conf.subcommand("study", default=_study_default(arguments))]
     sae = Annotated[Sae, tyro.conf.subcommand("sae")]
     chosen: Any = tyro.cli(
-        study | sae,  # type: ignore[operator]
+        study | sae,
         prog="demur",
         description="Steer what a language model refuses with SAE latents, and measure what it costs.",
         args=list(arguments) or ["--help"],

@@ -49,13 +49,10 @@ def capability(
                 right = []
                 for i in chosen:
                     scores = [
-                        _mean(log_probs[places[tuple([*contexts[i], *choice[:-1]])]], choice)
-                        for choice in choices[i]
+                        _mean(log_probs[places[tuple([*contexts[i], *choice[:-1]])]], choice) for choice in choices[i]
                     ]
                     right.append(float(scores.index(max(scores)) == questions[i].answer))
-                measurements.add(
-                    [Measurement("capability", q, spec.hash, v) for q, v in zip(ids, right, strict=True)]
-                )
+                measurements.add([Measurement("capability", q, spec.hash, v) for q, v in zip(ids, right, strict=True)])
         advance(len(chosen) * len(specs))
 
 

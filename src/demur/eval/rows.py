@@ -46,7 +46,13 @@ class Sets(NamedTuple):
 
 
 def study_row(
-    value: float, spec: str, sets: Sets, verdicts: Verdicts, measured: Measurements, kl_items: Sequence[str], seed: int
+    value: float,
+    spec: str,
+    sets: Sets,
+    verdicts: Verdicts,
+    measured: Measurements,
+    kl_items: Sequence[str],
+    seed: int,
 ) -> StudyRow:
     """The row of one spec; `kl_items` are the prompts with a KL measurement."""
     labels = verdicts.labels(spec, sets.prompts)
@@ -79,7 +85,12 @@ class Gain(NamedTuple):
 
 
 def refusal_gain(
-    first: str, second: str, prompts: Sequence[Prompt], verdicts: Verdicts, counts: frozenset[Label], seed: int
+    first: str,
+    second: str,
+    prompts: Sequence[Prompt],
+    verdicts: Verdicts,
+    counts: frozenset[Label],
+    seed: int,
 ) -> Gain:
     """How many more of `prompts` the second spec refuses; pairs with an unscored side are left out."""
     pairs = [

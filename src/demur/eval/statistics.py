@@ -50,4 +50,4 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
     """Exact two-sided McNemar p for paired yes/no outcomes, from the numbers of discordant pairs."""
     n = only_first + only_second
     tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, float(2 * tail / 2**n))

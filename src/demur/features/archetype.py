@@ -38,6 +38,4 @@ def candidates(
         )
     scores = [LatentScore(i, float(counts[i]), {"mean_activation": float(latents[:, i].mean())}) for i in found]
     scores.sort(key=lambda s: (-s.score, -s.detail["mean_activation"]))
-    return LatentRanking(
-        "archetype", str(hookpoint), loaded.hash, stable_hash([prompt, refusal]), tuple(scores)
-    )
+    return LatentRanking("archetype", str(hookpoint), loaded.hash, stable_hash([prompt, refusal]), tuple(scores))

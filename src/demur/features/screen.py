@@ -62,9 +62,7 @@ class Screen:
         return LatentScore(latent, self.log_prob(SteeringSpec((edit,))) - self._unsteered)
 
 
-def screen_all(
-    screen: Screen, latents: Sequence[int], value: float, done: Callable[[LatentScore], None]
-) -> None:
+def screen_all(screen: Screen, latents: Sequence[int], value: float, done: Callable[[LatentScore], None]) -> None:
     """Score every latent at `value`; `done` is told each score as it comes, so that it can be saved."""
     for latent in latents:
         done(screen.score(latent, value))

@@ -1,4 +1,4 @@
-"""Read a completion the way the rules need it: plain lower-case prose in sentences, with quotes and code blanked.
+"""Read a completion the way the rules need it: plain lower-case sentences, with quotes and code blanked.
 
 Does not translate, stem or correct spelling.
 """
@@ -8,15 +8,16 @@ import unicodedata
 from dataclasses import dataclass
 from typing import NamedTuple
 
-_QUOTES = str.maketrans({
-    "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u02bc": "'", "\u2032": "'", "\u00b4": "'",
-    "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u201f": '"', "\u2033": '"', "\u00ab": '"', "\u00bb": '"',
-    "\u2010": "-", "\u2011": "-", "\u2012": " - ", "\u2013": " - ", "\u2014": " - ", "\u2015": " - ",
-    "\u00a0": " ", "\u2022": "-", "\u25cf": "-", "\u2026": "...",
-})  # fmt: skip
+_QUOTES = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u2032\u00b4", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb", '"')
+    | dict.fromkeys("\u2010\u2011", "-")
+    | dict.fromkeys("\u2012\u2013\u2014\u2015", " - ")
+    | {"\u00a0": " ", "\u2022": "-", "\u25cf": "-", "\u2026": "..."}
+)
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _SPECIAL = re.compile(
-    r"<\|[^|<>\n]{1,40}\|>|</?s>|\[/?inst\]|<</?sys>>|<(?:bos|eos|pad|unk|mask|end_of_turn|start_of_turn)>", re.I
+    r"<\|[^|<>\n]{1,40}\|>|</?s>|\[/?inst\]|<</?sys>>|<(?:bos|eos|pad|unk|mask|(?:end|start)_of_turn)>", re.I
 )
 _ROLE = re.compile(r"^\s*(?:assistant|ai|model|bot|chatbot|answer|response)\s*:\s*", re.I)
 
@@ -30,22 +31,31 @@ _SPAN = re.compile(r"`[^`\n]{1,200}`")
 _DOUBLE = re.compile(r'"[^"\n]{1,600}"')
 _SINGLE = re.compile(r"(?<![\w'])'(?=\w)[^\n]{2,300}?(?<=[\w.,!?])'(?!\w)")
 _OPEN_QUOTE = re.compile(r'(?<=[\w,:(] )"[^"\n]*$', re.M)
+_LETTER_BODY = re.compile(
+    r"(?:(?<=\n)|(?<=^))(?:subject:|dear (?!user|friend|human|sir|madam|customer|reader))[^\n]*\n.*",
+    re.I | re.S,
+)
+_SPEECH = re.compile(
+    r"^(?!note|warning|answer|assistant|response|disclaimer|important|instead)([a-z][\w. ']{0,24}): \S.*$",
+    re.I | re.M,
+)
 
+_SPACES = re.compile(r"[^\S\n]+")
 _BULLET = re.compile(r"^[ \t]*[*+](?=[ \t])", re.M)
 _HEADING = re.compile(r"^[ \t]*(?:#{1,6}|>+)[ \t]*", re.M)
 _EMPHASIS = re.compile(r"\*+|~~|(?<!\w)_+|_+(?!\w)")
-_LETTER = re.compile(r"[^\W\d_]")
+_ALPHA = re.compile(r"[^\W\d_]")
 
 _ITEM = re.compile(r"\s*(?:-|\(?\d{1,3}[.)](?!\d)|[a-h][.)]|step \d{1,2}[:.]?)\s*(?=\S)")
 _STOP = re.compile(r"[.!?]+[\"')\]]*(?=\s)")
-_ABBREVIATION = re.compile(r"(?:\b(?:mr|mrs|ms|dr|prof|st|vs|etc|approx|jr|sr|[a-z])|\be\.g|\bi\.e|\bu\.s)\.$")
+_ABBREVIATION = re.compile(r"(?:\b(?:mr|mrs|ms|dr|prof|st|vs|etc|approx|jr|sr|[a-z])|\b(?:e\.g|i\.e|u\.s))\.$")
 
 
 class Visible(NamedTuple):
     """What a reader sees of a completion."""
 
     text: str
-    """The answer with reasoning blocks and special tokens taken out; case and layout as written."""
+    """The answer without reasoning blocks and special tokens; case and layout as written."""
     unfinished: bool
     """A reasoning block was opened and never closed."""
     reasoned: bool
@@ -63,35 +73,36 @@ class Sentence:
 
 
 def visible(text: str) -> Visible:
-    """Take out reasoning blocks (`<think>` and its kin, also when only its end is there) and special tokens."""
+    """Take out special tokens and reasoning blocks (`<think>` and its kin), also one with only an end."""
     rest = _CLOSED_BLOCK.sub("", text)
     reasoned = rest != text
     ends = list(_BLOCK_END.finditer(rest))
     if ends:
         rest, reasoned = rest[ends[-1].end() :], True
     start = _BLOCK_START.search(rest)
-    unfinished = start is not None
     if start:
         rest, reasoned = rest[: start.start()], True
     rest = _INVISIBLE.sub("", _SPECIAL.sub("", rest))
-    return Visible(rest.strip(), unfinished, reasoned)
+    return Visible(rest.strip(), start is not None, reasoned)
 
 
 def plain(text: str) -> str:
-    """Straight quotes, no markdown marks, lower case; quoted speech and code keep their length, not their letters.
+    """Straight quotes, no markdown marks, lower case; code and what others say keep length, not letters.
 
-    A reply that is wrapped in quotes or bold as a whole is unwrapped. Blanked letters become `x`, so that word
-    counts survive and no phrase can match inside.
+    Blanked are code, quoted speech, the body of a letter and the lines of a dialogue between two or more:
+    their letters become `x`, so word counts survive and no phrase matches inside. A reply wrapped in quotes
+    as a whole is unwrapped.
     """
     text = unicodedata.normalize("NFKC", text.translate(_QUOTES)).translate(_QUOTES)
-    text = re.sub(r"(?<=\w)`(?=\w)", "'", text)
-    text = _FENCE.sub(_blank, text)
-    text = _SPAN.sub(_blank, text)
+    text = _SPACES.sub(" ", re.sub(r"(?<=\w)`(?=\w)", "'", text))
+    text = _SPAN.sub(_blank, _FENCE.sub(_blank, text))
     text = _EMPHASIS.sub("", _HEADING.sub("", _BULLET.sub("-", text)))
-    text = _ROLE.sub("", text.strip())
-    text = _unwrap(text)
-    text = _SINGLE.sub(_blank, _DOUBLE.sub(_blank, text))
-    text = _OPEN_QUOTE.sub(_blank, text)
+    text = _unwrap(_ROLE.sub("", text.strip()))
+    if not text.startswith("{"):  # an answer as JSON is all quotes
+        text = _OPEN_QUOTE.sub(_blank, _SINGLE.sub(_blank, _DOUBLE.sub(_blank, text)))
+    text = _LETTER_BODY.sub(_blank, text)
+    if len({match.group(1) for match in _SPEECH.finditer(text)}) > 1:
+        text = _SPEECH.sub(_blank, text)
     return text.lower()
 
 
@@ -112,17 +123,17 @@ def sentences(text: str) -> list[Sentence]:
 
 
 def _add(found: list[Sentence], piece: str, item: bool) -> None:
-    piece = " ".join(piece.split())
+    words = piece.split()
     if any(c.isalnum() for c in piece):
-        found.append(Sentence(piece, item, len(piece.split())))
+        found.append(Sentence(" ".join(words), item, len(words)))
 
 
 def _blank(match: re.Match[str]) -> str:
-    return _LETTER.sub("x", match.group().replace("`", " "))
+    return _ALPHA.sub("x", match.group().replace("`", " "))
 
 
 def _unwrap(text: str) -> str:
-    """Drop the quotes of a reply that is quoted from its first to its last character (or never closed)."""
+    """Drop the quotes of a reply that is quoted from its first to its last character, or never closed."""
     if text.startswith('"') and text.find('"', 1) in (-1, len(text) - 1):
         return text.strip('"').strip()
     return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -60,7 +60,8 @@ def share_prefix(lm: LanguageModel, rows: Sequence[Row], worthwhile: int = 8) ->
     Under the steering in force, so the cache is exact for it. At least one token is left in every row.
     """
     cache = DynamicCache(config=lm.model.config)
-    length = min(len(commonprefix([list(row) for row in rows])), min(len(row) for row in rows) - 1)
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
+    length = min(sum(1 for _ in same), min(len(row) for row in rows) - 1)
     if length < worthwhile or len(rows) == 1:
         return Prefixed([list(row) for row in rows], [], cache)
     prefix = list(rows[0][:length])

@@ -33,9 +33,7 @@ def chat_text(lm: LanguageModel, messages: Sequence[Message], generation: bool =
         if turns[0]["role"] != "system" or len(turns) < 2:
             raise InputError(f"the chat template of {lm.name} refuses this conversation: {error}") from error
         merged = {"role": turns[1]["role"], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
-        text = lm.tokenizer.apply_chat_template(
-            [merged, *turns[2:]], tokenize=False, add_generation_prompt=generation
-        )
+        text = lm.tokenizer.apply_chat_template([merged, *turns[2:]], tokenize=False, add_generation_prompt=generation)
     return str(text)
 
 

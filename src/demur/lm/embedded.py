@@ -140,7 +140,16 @@ def download(package: Package, folder: Path) -> Path:
 
 def _address(package: Package) -> str:
     """Ask pip where the package file is, without downloading it."""
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--no-deps",
+        "--ignore-installed",
+        "--quiet",
+    ]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--report", "-", package.requirement]
     environment = {**os.environ, "PIP_NO_INPUT": "1", "PIP_DEFAULT_TIMEOUT": "15", "PIP_RETRIES": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -159,7 +168,10 @@ def _stream(url: str, part: Path, have: int, size: int) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=60) as response, storage(part):
         resumed = getattr(response, "status", None) == 206
-        with part.open("ab" if resumed else "wb") as file, progress.track("download", size / 1e6, "MB") as advance:
+        with (
+            part.open("ab" if resumed else "wb") as file,
+            progress.track("download", size / 1e6, "MB") as advance,
+        ):
             advance(have / 1e6 if resumed else 0)
             while chunk := response.read(1 << 18):
                 file.write(chunk)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -35,7 +35,8 @@ def generate(lm: LanguageModel, rows: Sequence[Row], max_new_tokens: int) -> lis
             mask=torch.cat([torch.ones_like(prefix), padded.mask], dim=1),
         )
     with torch.no_grad():
-        output = lm.model.generate(
+        model: Any = lm.model  # transformers types `generate` as a tensor
+        output = model.generate(
             input_ids=padded.ids,
             attention_mask=padded.mask,
             past_key_values=shared.cache,
@@ -50,5 +51,5 @@ def generate(lm: LanguageModel, rows: Sequence[Row], max_new_tokens: int) -> lis
 def _answer(lm: LanguageModel, ids: list[int]) -> Answer:
     end = next((index for index, token in enumerate(ids) if token in lm.eos_ids), None)
     kept = ids[:end]
-    text = lm.tokenizer.decode(kept, skip_special_tokens=True).strip()
-    return Answer(kept, str(text), "length" if end is None else "eos")
+    text = str(lm.tokenizer.decode(kept, skip_special_tokens=True))
+    return Answer(kept, text.strip(), "length" if end is None else "eos")

@@ -7,7 +7,7 @@ final norm, so demur hooks the block module itself and never reads `hidden_state
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from demur.errors import InputError
 from demur.types import Hookpoint
@@ -56,6 +56,12 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
         f"no list of transformer blocks was found in {type(model).__name__}; demur knows Llama, Phi-3, Gemma, "
         "Qwen, Mistral, GPT-NeoX, GPT-2 and models built like them"
     )
+
+
+def width(model: PreTrainedModel) -> int:
+    """Width of the residual stream, d_model."""
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[1])
 
 
 def block_at(model: PreTrainedModel, hookpoint: Hookpoint) -> nn.Module:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from demur.errors import InputError, NotFoundError
 from demur.lm import embedded
-from demur.lm.hookpoints import blocks
+from demur.lm.hookpoints import blocks, width
 from demur.lm.quiet import quiet_transformers
 
 
@@ -38,7 +38,7 @@ class LanguageModel:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return int(self.model.get_input_embeddings().weight.shape[1])
+        return width(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -98,15 +98,13 @@ def _open(source: str | Path, name: str, origin: str, where: dict[str, Any], dev
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **same)
-            model = AutoModelForCausalLM.from_pretrained(source, **where)
+            model: Any = AutoModelForCausalLM.from_pretrained(source, **where)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             raise NotFoundError(
                 f"model {name!r} could not be loaded ({_first_line(error)}); give the hub id, the folder or the "
                 f".gguf file of a chat model, or {embedded.NAME}; a gated model needs `hf auth login` first"
             ) from error
-    if device != "auto":
-        model = model.to(device)
-    return wrap(model, tokenizer, name, origin)
+    return wrap(model if device == "auto" else model.to(device), tokenizer, name, origin)
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -121,4 +119,3 @@ def fingerprint(model: PreTrainedModel) -> str:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]:.200}" if lines else type(error).__name__
-

@@ -20,9 +20,7 @@ def read_padded(lm: LanguageModel, hookpoint: Hookpoint, rows: Padded) -> Readin
     return read(lm.model, hookpoint, rows.ids, rows.mask, _positions(rows))
 
 
-def log_probs_from(
-    lm: LanguageModel, hookpoint: Hookpoint, rows: Padded, reading: Reading, last: int
-) -> Tensor:
+def log_probs_from(lm: LanguageModel, hookpoint: Hookpoint, rows: Padded, reading: Reading, last: int) -> Tensor:
     """Log-probabilities [batch, last, vocab] (float32) that predict the `last` tokens after each row's end.
 
     Entry j predicts the token at place `width - last + 1 + j`: the final entry predicts what follows the row. Runs

@@ -64,9 +64,7 @@ def reading(what: str, verb: str, costs: tuple[float, float], overlap: bool) -> 
     steered, base = map(whole, costs)
     if steered <= 0:
         return f"{what}: no cost."
-    shared = (
-        "none of them" if base <= 0 else "all of them also" if base >= steered else f"{base} of them also"
-    )
+    shared = "none of them" if base <= 0 else "all of them also" if base >= steered else f"{base} of them also"
     hedge = " (intervals overlap)" if overlap else ""
     return f"{what}: {steered} points {verb}, {shared} under the control{hedge}."
 

@@ -85,9 +85,7 @@ def _tradeoff(result: StudyResult) -> go.Figure | None:
     if not figure.data:
         return None
     figure.update_yaxes(range=[-3, 106])
-    figure.update_xaxes(
-        range=[-3, min(106, max(20.0, 1.08 * top))], title_text="plain benign prompts refused, %"
-    )
+    figure.update_xaxes(range=[-3, min(106, max(20.0, 1.08 * top))], title_text="plain benign prompts refused, %")
     return figure
 
 
@@ -235,9 +233,7 @@ def _label(row: StudyRow) -> str:
 
 def _column(group: str, rows: Sequence[StudyRow], x: Sequence[float]) -> tuple[go.layout.Annotation, ...]:
     """Labels of control points, in a column with leaders: the points crowd where the unsteered model is."""
-    points = sorted(
-        (100 * row.harmful_refused.value, at, _label(row)) for at, row in zip(x, rows, strict=True)
-    )
+    points = sorted((100 * row.harmful_refused.value, at, _label(row)) for at, row in zip(x, rows, strict=True))
     points = [point for point in points if point[2]]
     places: list[float] = []
     for y, _, _ in points:

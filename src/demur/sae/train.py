@@ -8,6 +8,7 @@ the gradient along decoder rows is removed and rows are renormalised after every
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -108,7 +109,7 @@ def train(
         silent += len(x)
         silent[fired] = 0
         report = StepReport(step + 1, (step + 1) * len(x), fvu, float(dead.float().mean()))
-        on_step(report, lambda done=step + 1: _state(done, sae, optimiser, silent))  # type: ignore[misc]
+        on_step(report, partial(_state, step + 1, sae, optimiser, silent))
     return fold(sae, scale)
 
 
@@ -125,7 +126,8 @@ def fold(sae: TopKSae, scale: Scale) -> TopKSae:
 
 def _loss(sae: TopKSae, x: Tensor, dead: Tensor, config: TrainConfig) -> tuple[Tensor, float, Tensor]:
     """Training loss, FVU of the batch, and which latents fired."""
-    p = sae.preactivations(x)
+    # b_dec as a bias: subtracting it from x would cost a whole matrix product in the backward pass, for its gradient
+    p = x @ sae.W_enc + (sae.b_enc - sae.b_dec @ sae.W_enc)
     top = p.topk(sae.k, dim=-1, sorted=False)
     values = top.values.relu()
     flat = F.embedding_bag(top.indices, sae.W_dec, per_sample_weights=values, mode="sum") + sae.b_dec
@@ -138,9 +140,7 @@ def _loss(sae: TopKSae, x: Tensor, dead: Tensor, config: TrainConfig) -> tuple[T
         # dead latents are asked to explain what is left, so that they have a gradient at all
         k_aux = min(n_dead, max(sae.d_in // 2, 1))
         aux = p[:, dead].topk(k_aux, dim=-1, sorted=False)
-        guess = F.embedding_bag(
-            aux.indices, sae.W_dec[dead], per_sample_weights=aux.values.relu(), mode="sum"
-        )
+        guess = F.embedding_bag(aux.indices, sae.W_dec[dead], per_sample_weights=aux.values.relu(), mode="sum")
         target = error.detach()
         left = (target - target.mean(0)).square().sum()
         loss = loss + config.auxk * torch.nan_to_num((target - guess).square().sum() / left)

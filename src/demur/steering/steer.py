@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from demur.errors import InputError, MismatchError
 from demur.lm.attach import Edit as Hook
 from demur.lm.attach import Step, attach
-from demur.lm.hookpoints import parse_hookpoint
+from demur.lm.hookpoints import parse_hookpoint, width
 from demur.sae.topk import TopKSae
 from demur.steering.clamp import clamp
 from demur.types import Edit, SteeringSpec
@@ -36,9 +36,8 @@ def _check(model: PreTrainedModel, edit: Edit, saes: Mapping[str, TopKSae]) -> T
     if edit.sae not in saes:
         raise MismatchError(f"the spec wants the SAE {edit.sae}, but only {', '.join(saes) or 'none'} is loaded")
     sae = saes[edit.sae]
-    width = model.get_input_embeddings().weight.shape[1]
-    if sae.d_in != width:
-        raise MismatchError(f"the SAE reads residuals of width {sae.d_in}, but the model's are {width} wide")
+    if sae.d_in != width(model):
+        raise MismatchError(f"the SAE reads residuals of width {sae.d_in}, but the model's are {width(model)} wide")
     if not 0 <= edit.latent < sae.d_sae:
         raise InputError(f"latent {edit.latent} does not exist; the SAE has latents 0 to {sae.d_sae - 1}")
     return sae

@@ -151,7 +151,13 @@ class StudyConfig:
     """What a large study needs: memory, hours, gated data. Shown before it starts."""
 
     def __post_init__(self) -> None:
-        at_least = {"screen_tokens": 1, "screen_prompts": 1, "finalists": 1, "select_prompts": 1, "max_new_tokens": 1}
+        at_least = {
+            "screen_tokens": 1,
+            "screen_prompts": 1,
+            "finalists": 1,
+            "select_prompts": 1,
+            "max_new_tokens": 1,
+        }
         at_least |= {"batch_size": 1, "test_questions": 0}
         at_least |= {"test_harmful": 0, "test_plain": 0, "test_lookalike": 0}
         for name, least in at_least.items():

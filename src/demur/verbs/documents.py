@@ -25,9 +25,7 @@ class Documents(NamedTuple):
     """Documents by source."""
 
 
-def documents(
-    lm: LanguageModel, files: Sequence[Path], context: int, max_tokens: int, seed: int
-) -> Documents:
+def documents(lm: LanguageModel, files: Sequence[Path], context: int, max_tokens: int, seed: int) -> Documents:
     """Read JSONL files whose rows have `messages` (formatted with the chat template) or `text`.
 
     Shuffles with `seed`, keeps `context` tokens of each document and stops at `max_tokens`. Raises `NotFoundError`
@@ -58,9 +56,9 @@ def documents(
             advance(1)
             if "messages" in row:
                 messages = [Message(m["role"], m["content"]) for m in row["messages"]]
-                ids = chat_ids(lm, messages, generation=False)[: context]
+                ids = chat_ids(lm, messages, generation=False)[:context]
             else:
-                ids = text_ids(lm, row["text"], special=True)[: context]
+                ids = text_ids(lm, row["text"], special=True)[:context]
             if len(ids) < 2:
                 continue
             if total + len(ids) > max_tokens:

@@ -29,7 +29,16 @@ from demur.judges.rules import RulesJudge
 from demur.lm.chat import chat_ids, text_ids, with_system
 from demur.lm.hookpoints import block_at, parse_hookpoint
 from demur.lm.load import LanguageModel, load
-from demur.record import append_jsonl, from_json, provenance, read_json, read_jsonl, to_json, write_json, write_text
+from demur.record import (
+    append_jsonl,
+    from_json,
+    provenance,
+    read_json,
+    read_jsonl,
+    to_json,
+    write_json,
+    write_text,
+)
 from demur.report.html import render
 from demur.sae.store import LoadedSae, check_fits, load_sae
 from demur.types import (
@@ -199,7 +208,10 @@ def _result(going: _Study, run: Run) -> StudyResult:
     specs = [*steered, *controls]
     for spec in specs:
         write_json(going.folder / "specs" / f"{spec.hash}.json", spec)
-    with going.step("sweep"), progress.track("answers", len(specs) * len(going.sets.prompts), "prompts") as advance:
+    with (
+        going.step("sweep"),
+        progress.track("answers", len(specs) * len(going.sets.prompts), "prompts") as advance,
+    ):
         for spec in specs:
             _complete(going, going.sets.prompts, spec, advance)
     with going.step("capability"):
@@ -211,7 +223,13 @@ def _result(going: _Study, run: Run) -> StudyResult:
     def rows(latent: int, wanted: Sequence[float]) -> tuple[StudyRow, ...]:
         return tuple(
             study_row(
-                value, going.clamp(latent, value).hash, going.sets, verdicts, going.measured, kl_items, config.seed
+                value,
+                going.clamp(latent, value).hash,
+                going.sets,
+                verdicts,
+                going.measured,
+                kl_items,
+                config.seed,
             )
             for value in wanted
         )

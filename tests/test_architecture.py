@@ -1,0 +1,93 @@
+"""Pinned contracts: which room may import which, the tree of errors, and the public names."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import demur.errors
+from demur.errors import DemurError
+
+SOURCE = Path(__file__).parents[1] / "src" / "demur"
+
+# Lower rooms first. A room may import itself and what stands here beside it; `types`, `errors` are open to all.
+MAY_IMPORT = {
+    "types": set(),
+    "errors": set(),
+    "progress": set(),
+    "record": set(),
+    "data": {"record"},
+    "sae": {"record", "progress"},
+    "lm": {"record", "progress"},
+    "judges": set(),
+    "steering": {"sae", "lm"},
+    "features": {"steering", "lm", "sae", "data", "record"},
+    "eval": {"features", "steering", "judges", "lm", "sae", "data", "record", "progress"},
+    "report": {"record"},
+    "testing": {"lm", "sae"},
+    "verbs": {"report", "eval", "features", "steering", "judges", "lm", "sae", "data", "record", "progress"},
+    "cli": {"verbs", "report", "record", "progress"},
+}
+TORCH_FREE = {"types", "errors", "progress", "record", "data", "judges", "report"}
+TORCH_FREE_FILES = {"sae/config.py", "verbs/config.py", "verbs/read_study.py", "cli/main.py", "cli/show.py"}
+
+
+def imports(path: Path, top_level: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "demur":
+                found |= {f"demur.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def test_imports_point_downward_only() -> None:
+    rooms = set()
+    for path in SOURCE.rglob("*.py"):
+        room = room_of(path)
+        if room == "__init__":
+            continue
+        rooms.add(room)
+        for module in imports(path):
+            if module.startswith("demur."):
+                target = module.split(".")[1]
+                allowed = {room, "types", "errors", *MAY_IMPORT[room]}
+                assert target in allowed, f"{path.name} in {room} imports {module}"
+    assert rooms == set(MAY_IMPORT)
+
+
+def test_rooms_that_need_no_torch_do_not_import_it() -> None:
+    for path in SOURCE.rglob("*.py"):
+        name = str(path.relative_to(SOURCE))
+        if room_of(path) in TORCH_FREE or name in TORCH_FREE_FILES:
+            heavy = {m for m in imports(path, top_level=True) if m.split(".")[0] in ("torch", "transformers")}
+            assert not heavy, f"{name} imports {heavy}"
+
+
+def test_every_error_is_a_demur_error_and_a_builtin() -> None:
+    classes = [c for _, c in inspect.getmembers(demur.errors, inspect.isclass) if c is not DemurError]
+    assert {c.__name__ for c in classes} == {
+        "InputError",
+        "NotFoundError",
+        "MismatchError",
+        "DownloadError",
+        "RunExistsError",
+        "StorageError",
+    }
+    for error in classes:
+        assert issubclass(error, DemurError)
+        assert any(base.__module__ == "builtins" and base is not Exception for base in error.__mro__[1:-3])
+
+
+def test_files_stay_small() -> None:
+    long = [str(p.relative_to(SOURCE)) for p in SOURCE.rglob("*.py") if len(p.read_text().splitlines()) > 600]
+    assert not long
