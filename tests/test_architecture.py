@@ -4,6 +4,9 @@ import ast
 import inspect
 from pathlib import Path
 
+import pytest
+
+import demur
 import demur.errors
 from demur.errors import DemurError
 
@@ -91,3 +94,26 @@ def test_every_error_is_a_demur_error_and_a_builtin() -> None:
 def test_files_stay_small() -> None:
     long = [str(p.relative_to(SOURCE)) for p in SOURCE.rglob("*.py") if len(p.read_text().splitlines()) > 600]
     assert not long
+
+
+def test_the_public_names_are_pinned_and_all_load() -> None:
+    assert demur.__all__ == [
+        "Edit",
+        "Message",
+        "Prompt",
+        "SteeringSpec",
+        "Study",
+        "StudyConfig",
+        "chat_ids",
+        "generate",
+        "load",
+        "load_sae",
+        "save_sae",
+        "steer",
+        "study",
+        "wrap",
+    ]
+    for name in demur.__all__:
+        assert getattr(demur, name).__doc__
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = demur.nothing

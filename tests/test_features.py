@@ -59,9 +59,9 @@ def test_finalists_come_first_by_their_effect_and_ties_go_to_the_screen() -> Non
     screened = LatentRanking(
         "m", str(AT), "s", "p", tuple(LatentScore(i, 10.0 - i, {"screen": 10.0 - i}) for i in range(5))
     )
-    ranking = rank_finalists(screened, [Tried(0, 0.5, 0.4), Tried(1, 0.9, 0.1), Tried(2, 0.9, 0.1)])
-    assert [s.latent for s in ranking.scores] == [1, 2, 0, 3, 4]
-    assert ranking.scores[0].detail == {"screen": 9.0, "harmful_refused": 0.9, "benign_refused": 0.1}
+    ranking = rank_finalists(screened, [Tried(0, 0.5, 0.1), Tried(1, 0.9, 0.4), Tried(2, 0.9, 0.4), Tried(3, 0.9, 0.3)])
+    assert [s.latent for s in ranking.scores] == [3, 1, 2, 0, 4]
+    assert ranking.scores[0].detail == {"screen": 7.0, "harmful_refused": 0.9, "benign_refused": 0.3}
 
 
 def test_firing_rates_against_a_plain_count() -> None:

@@ -86,7 +86,7 @@ def _study_default(arguments: Sequence[str]) -> Study:
 
         config = read_study(file)
     quick = "--quick" in arguments
-    return Study(file=file, quick=quick, config=config.quick() if quick else config)
+    return Study(file=file, config=config.quick() if quick else config)
 
 
 def _call(verb: Study | SaeTrain | SaeEval) -> None:

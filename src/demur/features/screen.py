@@ -1,12 +1,13 @@
 """The causal screen: how much clamping a latent raises the log-probability of a refusal.
 
 The residual at the hookpoint is the same for every candidate, so it is computed once; each candidate costs one pass
-over the blocks above. A screen ranks; the choice is made on judged generations (`demur.features.choose`).
+over the blocks above. All candidates are screened on few prompts, the best of them on more (successive halving). A
+screen ranks; the choice is made on judged generations (`demur.features.choose`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from demur.lm.batches import Padded, Row, batches, pad
@@ -62,7 +63,6 @@ class Screen:
         return LatentScore(latent, self.log_prob(SteeringSpec((edit,))) - self._unsteered)
 
 
-def screen_all(screen: Screen, latents: Sequence[int], value: float, done: Callable[[LatentScore], None]) -> None:
-    """Score every latent at `value`; `done` is told each score as it comes, so that it can be saved."""
-    for latent in latents:
-        done(screen.score(latent, value))
+def halve(scores: Sequence[LatentScore], keep: int) -> list[int]:
+    """The `keep` best latents of a coarse screen, for a finer one; equals in order of their number."""
+    return [score.latent for score in sorted(scores, key=lambda s: (-s.score, s.latent))[:keep]]

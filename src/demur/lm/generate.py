@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from demur.lm.batches import Row, pad, share_prefix
+from demur.lm.batches import Padded, Row, pad, share_prefix
 from demur.lm.load import LanguageModel
 
 
@@ -20,32 +20,51 @@ class Answer(NamedTuple):
     stop: Literal["eos", "length"]
 
 
+_CHUNK = 10
+"""Tokens between looks at which rows have finished. Finished rows leave the batch; refusals are short."""
+
+
 def generate(lm: LanguageModel, rows: Sequence[Row], max_new_tokens: int) -> list[Answer]:
     """Greedy continuation of every row of token ids, as one batch.
 
     Runs under whatever is attached to the model. Greedy because a study compares interventions, not samples.
     """
     shared = share_prefix(lm, rows)
+    cache = shared.cache
     padded = pad(lm, shared.rows, side="left")
     if shared.prefix:
-        shared.cache.batch_repeat_interleave(len(rows))
+        cache.batch_repeat_interleave(len(rows))
         prefix = torch.tensor([shared.prefix], device=lm.device).expand(len(rows), -1)
-        padded = padded._replace(
-            ids=torch.cat([prefix, padded.ids], dim=1),
-            mask=torch.cat([torch.ones_like(prefix), padded.mask], dim=1),
+        padded = Padded(
+            ids=torch.cat([prefix, padded.ids], dim=1), mask=torch.cat([torch.ones_like(prefix), padded.mask], dim=1)
         )
-    with torch.no_grad():
-        model: Any = lm.model  # transformers types `generate` as a tensor
-        output = model.generate(
-            input_ids=padded.ids,
-            attention_mask=padded.mask,
-            past_key_values=shared.cache,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=lm.pad_id,
-            eos_token_id=sorted(lm.eos_ids),
-        )
-    return [_answer(lm, ids) for ids in output[:, padded.ids.shape[1] :].tolist()]
+    model: Any = lm.model  # transformers types `generate` as a tensor
+    answers: list[list[int]] = [[] for _ in rows]
+    going = list(range(len(rows)))
+    while going and len(answers[going[0]]) < max_new_tokens:
+        new = min(_CHUNK, max_new_tokens - len(answers[going[0]]))
+        with torch.no_grad():
+            ids = model.generate(
+                input_ids=padded.ids,
+                attention_mask=padded.mask,
+                past_key_values=cache,
+                max_new_tokens=new,
+                do_sample=False,
+                pad_token_id=lm.pad_id,
+                eos_token_id=sorted(lm.eos_ids),
+            )
+        written = ids[:, padded.ids.shape[1] :]
+        for index, tokens in zip(going, written.tolist(), strict=True):
+            answers[index] += tokens
+        open_rows = [place for place, index in enumerate(going) if not lm.eos_ids & set(answers[index])]
+        mask = torch.cat([padded.mask, torch.ones_like(written)], dim=1)
+        if len(open_rows) < len(going):
+            kept = torch.tensor(open_rows, dtype=torch.long, device=ids.device)
+            cache.batch_select_indices(kept)
+            ids, mask = ids[kept], mask[kept]
+        padded = Padded(ids, mask)
+        going = [going[place] for place in open_rows]
+    return [_answer(lm, ids) for ids in answers]
 
 
 def _answer(lm: LanguageModel, ids: list[int]) -> Answer:

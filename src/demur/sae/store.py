@@ -71,8 +71,8 @@ def save_sae(folder: Path, sae: TopKSae, config: SaeConfig, dtype: torch.dtype =
     write_json(folder / "cfg.json", config)
 
 
-def load_sae(path: str | Path, device: str = "cpu") -> LoadedSae:
-    """Load an SAE by the name of an embedded one or from a folder, in float32.
+def load_sae(path: str | Path) -> LoadedSae:
+    """Load an SAE by the name of an embedded one or from a folder, in float32, on the CPU.
 
     Raises `NotFoundError` where there is none, `InputError` for files of another format, `MismatchError` when the
     tensors disagree with `cfg.json`.
@@ -93,7 +93,7 @@ def load_sae(path: str | Path, device: str = "cpu") -> LoadedSae:
     config = from_json(SaeConfig, raw, str(folder / "cfg.json"))
     weights = folder / "sae.safetensors"
     try:
-        tensors = load_file(weights, device=device)
+        tensors = load_file(weights)
     except FileNotFoundError:
         raise NotFoundError(f"{weights} is missing; copy the SAE folder again") from None
     except (SafetensorError, OSError) as error:
@@ -107,7 +107,7 @@ def load_sae(path: str | Path, device: str = "cpu") -> LoadedSae:
                 "the two files do not belong together"
             )
     sae.load_state_dict({name: tensors[name].float() for name in sae.state_dict()})
-    return LoadedSae(sae.to(device).requires_grad_(False), config, _hash(weights, config), str(path))
+    return LoadedSae(sae.requires_grad_(False), config, _hash(weights, config), str(path))
 
 
 def check_fits(loaded: LoadedSae, name: str, fingerprint: str, d_model: int, n_blocks: int) -> None:

@@ -115,14 +115,17 @@ class StudyConfig:
     """Clamp values in latent units; 0 means unsteered and is always measured."""
     select_value: float = 12
     """Clamp value at which candidates are compared."""
-    screen_tokens: int = 4
-    """Tokens of the refusal whose log-probability screens candidates."""
+    screen_tokens: int = 12
+    """Tokens of the refusal, at most, whose log-probability screens candidates: all of a short one. Fewer favour
+    latents that begin as a refusal does ("I'm sorry, but I'm a doctor")."""
+    coarse_prompts: int = 3
+    """Harmful select prompts on which every candidate is screened."""
     screen_prompts: int = 12
-    """Harmful select prompts in the screen."""
+    """Harmful select prompts on which the best of them are screened again."""
     finalists: int = 4
     """Candidates that go from the screen to judged generations."""
     select_prompts: int = 24
-    """Select prompts, harmful and as many plain, on which finalists are judged."""
+    """Harmful select prompts on which finalists are judged; as many plain ones decide ties."""
     harmful: PromptFile = PromptFile("harmful")
     """Harmful prompts."""
     plain: PromptFile = PromptFile("plain")
@@ -131,17 +134,17 @@ class StudyConfig:
     """Harmless prompts in the words of harmful ones."""
     questions: str = "mc"
     """Multiple-choice questions: demur's own (`mc`) or a JSONL file."""
-    test_harmful: int = 48
+    test_harmful: int = 40
     """Harmful test prompts; 0 for all."""
-    test_plain: int = 48
+    test_plain: int = 40
     """Plain test prompts; 0 for all."""
-    test_lookalike: int = 48
+    test_lookalike: int = 40
     """Look-alike test prompts; 0 for all."""
-    test_questions: int = 120
+    test_questions: int = 80
     """Test questions; 0 for all."""
     max_new_tokens: int = 28
     """Length limit of an answer."""
-    batch_size: int = 32
+    batch_size: int = 64
     """Prompts generated together."""
     control: bool = True
     """Measure an unrelated latent at the same values."""
@@ -153,6 +156,7 @@ class StudyConfig:
     def __post_init__(self) -> None:
         at_least = {
             "screen_tokens": 1,
+            "coarse_prompts": 1,
             "screen_prompts": 1,
             "finalists": 1,
             "select_prompts": 1,
@@ -180,9 +184,10 @@ class StudyConfig:
         return replace(
             self,
             values=(0, 8, 12),
-            screen_prompts=4,
-            finalists=2,
-            select_prompts=8,
+            coarse_prompts=2,
+            screen_prompts=6,
+            finalists=3,
+            select_prompts=6,
             test_harmful=30,
             test_plain=15,
             test_lookalike=15,

@@ -38,11 +38,12 @@ def sae_eval(config: SaeEval) -> dict[str, Any]:
     `dead` is the share of latents active on none of the tokens looked at: on little text it overstates death.
     Raises as `load_sae`, `load` and `check_fits` do.
     """
-    loaded = load_sae(config.sae, config.device)
+    loaded = load_sae(config.sae)
     lm = load(config.model or _model_name(loaded.config.model.name), device=config.device)
     hookpoint = parse_hookpoint(loaded.config.hookpoint)
-    block_at(lm.model, hookpoint)
+    block = block_at(lm.model, hookpoint)
     check_fits(loaded, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
+    loaded.sae.to(next(block.parameters()).device)
     if config.data:
         rows = documents(lm, config.data, config.context, config.max_tokens, config.seed).rows
         text = ", ".join(path.name for path in config.data)

@@ -60,7 +60,7 @@ def sae_train(config: SaeTrain) -> dict[str, Any]:
     blank = SaeConfig(sae.d_in, sae.d_sae, sae.k, str(hookpoint), made_for, training=training)
     save_sae(config.out, sae, blank, dtype)
     # measured on what was stored, so that half precision is in the numbers
-    stored = load_sae(config.out, config.device).sae
+    stored = load_sae(config.out).sae.to(config.device)
     metrics = measure(stored, held).metrics
     # rare latents may be silent on the little text held out: dead is silent on all text
     everywhere = measure(stored, chain(shards, held)).metrics

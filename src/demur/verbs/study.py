@@ -24,7 +24,7 @@ from demur.eval.rows import ANY, FULL, Sets, Verdicts, refusal_gain, study_row
 from demur.features.archetype import candidates
 from demur.features.choose import Tried, rank_finalists
 from demur.features.control import control_latent, firing_rates
-from demur.features.screen import Screen, screen_all
+from demur.features.screen import Screen, halve
 from demur.judges.rules import RulesJudge
 from demur.lm.chat import chat_ids, text_ids, with_system
 from demur.lm.hookpoints import block_at, parse_hookpoint
@@ -46,6 +46,7 @@ from demur.types import (
     Completion,
     Edit,
     Hookpoint,
+    Label,
     LatentRanking,
     LatentScore,
     Message,
@@ -61,6 +62,8 @@ from demur.verbs.config import Study, StudyConfig
 
 SEEDLESS = ("needs",)
 """Fields of a study that change no number, and so do not make it another run."""
+_COARSE_KEEP = 4
+"""Candidates, per finalist, that go from the coarse screen to the fine one."""
 
 
 def run_folder(study: Study) -> Path:
@@ -104,15 +107,12 @@ class _Study:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """One step of the study: announced, and its time added to the run folder's account."""
-        progress.say(f"{name}")
+        progress.say(name)
         start = time.monotonic()
-        path = self.folder / "seconds.json"
         try:
             yield
         finally:
-            spent = read_json(path) if path.exists() else {}
-            spent[name] = round(spent.get(name, 0.0) + time.monotonic() - start, 2)
-            write_json(path, spent)
+            _add_seconds(self.folder, name, time.monotonic() - start)
 
 
 def study(study: Study) -> StudyResult:
@@ -136,12 +136,13 @@ def study(study: Study) -> StudyResult:
         _some(lookalike, "test", config.test_lookalike, config.lookalike.path),
         _some(questions, "test", config.test_questions, config.questions),
     )
-    loaded = load_sae(config.sae, "cpu" if config.device == "auto" else config.device)
+    loaded = load_sae(config.sae)
     hookpoint = parse_hookpoint(config.hookpoint or loaded.config.hookpoint)
     progress.say(f"loading {config.model}")
     lm = load(config.model, config.dtype, config.device, config.revision)
-    block_at(lm.model, hookpoint)
+    block = block_at(lm.model, hookpoint)
     check_fits(loaded, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
+    loaded.sae.to(next(block.parameters()).device)
     run = Run(
         kind="study",
         name=config.name,
@@ -175,18 +176,16 @@ def study(study: Study) -> StudyResult:
     _add_seconds(folder, "load", time.monotonic() - start)
     result = _result(going, run)
     with going.step("report"):
-        everything = [*going.harmful, *going.plain, *sets.prompts]
         shown = {prompt.id for prompt in sets.prompts}
         report = render(
-            result,
+            _with_seconds(result, folder),
             run,
-            [prompt for prompt in everything if prompt.id in shown],
+            [replace(prompt, messages=with_system(prompt, config.system)) for prompt in sets.prompts],
             [c for c in going.completions.all() if c.prompt in shown],
             [v for v in read_jsonl(Verdict, folder / "verdicts.jsonl") if v.prompt in shown],
         )
         write_text(folder / "report.html", report)
-    spent = read_json(folder / "seconds.json")
-    result = replace(result, step_seconds=spent, seconds=round(sum(spent.values()), 2))
+    result = _with_seconds(result, folder)
     write_json(folder / "study.json", result)
     return result
 
@@ -287,55 +286,70 @@ def _candidates(going: _Study) -> tuple[LatentRanking, list[str], list[int]]:
 
 
 def _screen(going: _Study, found: LatentRanking, refusal: list[int]) -> LatentRanking:
-    """Every candidate with the gain in the refusal's log-probability, best first."""
+    """Candidates by the gain in the refusal's log-probability: all on few prompts, the best on more."""
+    config = going.config
+    wanted = refusal[: config.screen_tokens]
+    coarse_prompts = min(config.coarse_prompts, config.screen_prompts)
+    coarse = _screened(going, [score.latent for score in found.scores], coarse_prompts, wanted)
+    best = halve(list(coarse.values()), _COARSE_KEEP * config.finalists)
+    fine = _screened(going, best, config.screen_prompts, wanted)
+    by_latent = {score.latent: score for score in found.scores}
+
+    def detailed(score: LatentScore) -> LatentScore:
+        first = by_latent[score.latent]
+        detail = {"screen": score.score, "refusal_tokens": first.score, **score.detail, **first.detail}
+        return replace(score, detail=detail)
+
+    order = sorted(fine.values(), key=lambda s: -s.score)
+    order += sorted((s for s in coarse.values() if s.latent not in fine), key=lambda s: -s.score)
+    return replace(
+        found,
+        method="archetype, screen",
+        scores=tuple(detailed(score) for score in order),
+        prompts=prompts_hash(going.harmful),
+    )
+
+
+def _screened(going: _Study, latents: Sequence[int], n_prompts: int, refusal: Sequence[int]) -> dict[int, LatentScore]:
+    """Screen scores on the first `n_prompts` harmful select prompts, kept in `screen.jsonl`."""
     path = going.folder / "screen.jsonl"
-    done = {score.latent: score for score in read_jsonl(LatentScore, path)}
-    waiting = [score.latent for score in found.scores if score.latent not in done]
+    prompts = going.harmful[:n_prompts]
+    done = {s.latent: s for s in read_jsonl(LatentScore, path) if s.detail["screen_prompts"] == len(prompts)}
+    waiting = [latent for latent in latents if latent not in done]
     if waiting:
-        prompts = going.harmful[: going.config.screen_prompts]
-        wanted = refusal[: going.config.screen_tokens]
-        screen = Screen(going.lm, going.loaded, going.hookpoint, going.rows(prompts), wanted)
-        with progress.track("screen", len(waiting), "candidates") as advance:
-
-            def keep(score: LatentScore) -> None:
-                append_jsonl(path, [score])
-                done[score.latent] = score
+        screen = Screen(going.lm, going.loaded, going.hookpoint, going.rows(prompts), refusal)
+        with progress.track(f"screen on {len(prompts)} prompts", len(waiting), "candidates") as advance:
+            for latent in waiting:
+                score = screen.score(latent, going.config.select_value)
+                done[latent] = replace(score, detail={"screen_prompts": float(len(prompts))})
+                append_jsonl(path, [done[latent]])
                 advance(1)
-
-            screen_all(screen, waiting, going.config.select_value, keep)
-    scores = [
-        LatentScore(
-            score.latent,
-            done[score.latent].score,
-            {"screen": done[score.latent].score, "refusal_tokens": score.score, **score.detail},
-        )
-        for score in found.scores
-    ]
-    scores.sort(key=lambda s: -s.score)
-    return replace(found, method="archetype, screen", scores=tuple(scores), prompts=prompts_hash(going.harmful))
+    return {latent: done[latent] for latent in latents}
 
 
 def _choose(going: _Study, screened: LatentRanking) -> LatentRanking:
-    """Finalists judged on select prompts; see `demur.features.choose`."""
+    """Finalists judged on harmful select prompts, and on plain ones where that is a tie."""
     finalists = [score.latent for score in screened.scores[: going.config.finalists]]
-    select = [*going.harmful, *going.plain]
     specs = {latent: going.clamp(latent, going.config.select_value) for latent in finalists}
-    with progress.track("finalists", len(specs) * len(select), "prompts") as advance:
-        for spec in specs.values():
-            _complete(going, select, spec, advance)
-    verdicts = Verdicts(_judge(going, select, list(specs.values())))
-    tried = [
-        Tried(
-            latent,
-            verdicts.refused(spec.hash, going.harmful, FULL).value,
-            verdicts.refused(spec.hash, going.plain, ANY).value,
-        )
-        for latent, spec in specs.items()
-    ]
-    ranking = rank_finalists(screened, tried)
+    harmful = _refused(going, going.harmful, specs, FULL)
+    tied = [latent for latent in finalists if harmful[latent] == max(harmful.values())]
+    plain = _refused(going, going.plain, {latent: specs[latent] for latent in tied}, ANY) if len(tied) > 1 else {}
+    ranking = rank_finalists(screened, [Tried(i, harmful[i], plain.get(i)) for i in finalists])
     write_json(going.folder / "ranking.json", ranking)
     progress.say(f"  latent {ranking.scores[0].latent} is chosen")
     return ranking
+
+
+def _refused(
+    going: _Study, prompts: Sequence[Prompt], specs: dict[int, SteeringSpec], counts: frozenset[Label]
+) -> dict[int, float]:
+    """Share of select prompts refused under each latent's spec."""
+    with progress.track("finalists", len(specs) * len(prompts), "prompts") as advance:
+        for spec in specs.values():
+            _complete(going, prompts, spec, advance)
+    verdicts = Verdicts(_judge(going, prompts, list(specs.values())))
+    shares = {latent: verdicts.refused(spec.hash, prompts, counts) for latent, spec in specs.items()}
+    return {latent: share.k / max(share.n, 1) for latent, share in shares.items()}
 
 
 def _control(going: _Study, chosen: int, related: Sequence[int]) -> int:
@@ -442,7 +456,14 @@ def _claim(folder: Path, run: Run) -> Run:
     return found
 
 
+def _with_seconds(result: StudyResult, folder: Path) -> StudyResult:
+    spent = read_json(folder / "seconds.json")
+    return replace(result, step_seconds=spent, seconds=round(sum(spent.values()), 2))
+
+
 def _add_seconds(folder: Path, name: str, seconds: float) -> None:
     path = folder / "seconds.json"
+    if (folder / "study.json").exists():
+        return  # a finished run that is looked at again does not take longer for it
     spent = read_json(path) if path.exists() else {}
     write_json(path, {**spent, name: round(spent.get(name, 0.0) + seconds, 2)})
