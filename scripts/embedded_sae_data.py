@@ -32,17 +32,31 @@ REFUSAL = "I'm sorry, but I can't help with that."
 Turns = list[dict[str, str]]
 
 LIMITS = {
-    "gsm8k_train": 1500,  # MIT
-    "gpteacher_codegen": 2000,  # MIT
-    "gpteacher_roleplay": 1500,  # MIT
-    "arena_hard": 1000,  # Apache-2.0
-    "llamafactory": 1500,  # Apache-2.0
-    "oasst": 100,  # Apache-2.0
-    "topical_chat": 700,  # CDLA-Sharing-1.0
-    "hh_harmless": 2312,  # MIT
-    "coconot": 1400,  # ODC-BY
+    "gsm8k_train": 1500,
+    "gpteacher_codegen": 2000,
+    "gpteacher_roleplay": 1500,
+    "arena_hard": 1000,
+    "llamafactory": 1500,
+    "oasst": 100,
+    "topical_chat": 700,
+    "hh_harmless": 2312,
+    "coconot": 1400,
 }
 """Conversations taken from each source: a mix of instruction, code, mathematics, small talk and refusals."""
+
+LICENCES = {
+    "gsm8k_train": "MIT",
+    "gpteacher_codegen": "MIT",
+    "gpteacher_roleplay": "MIT",
+    "arena_hard": "Apache-2.0",
+    "llamafactory": "Apache-2.0",
+    "oasst": "Apache-2.0",
+    "topical_chat": "CDLA-Sharing-1.0",
+    "hh_harmless": "MIT",
+    "coconot": "ODC-BY",
+    "refusals": "prompts of hh_harmless, MIT",
+    "model_answers": "prompts of demur, hh_harmless, gpteacher and coconot; answers by SmolLM2, Apache-2.0",
+}
 
 
 def user(text: str, answer: str) -> Turns:
@@ -173,6 +187,7 @@ def main() -> None:
     with progress.shown():
         rows += [{"messages": turns, "source": "model_answers"} for turns in answered_by_model(asked)]
     rng.shuffle(rows)
+    rows = [{**row, "licence": LICENCES[row["source"]]} for row in rows]
     write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     print(json.dumps({"conversations": len(rows), "sources": Counter(row["source"] for row in rows)}))
 

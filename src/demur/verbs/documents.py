@@ -22,7 +22,7 @@ class Documents(NamedTuple):
     rows: list[list[int]]
     """Token ids, one document each, in shuffled order."""
     sources: dict[str, int]
-    """Documents by source."""
+    """Documents by source, with its licence where the rows name one."""
 
 
 def documents(lm: LanguageModel, files: Sequence[Path], context: int, max_tokens: int, seed: int) -> Documents:
@@ -64,6 +64,7 @@ def documents(lm: LanguageModel, files: Sequence[Path], context: int, max_tokens
             if total + len(ids) > max_tokens:
                 break
             kept.append(ids)
-            sources[str(row["source"])] += 1
+            licence = f" ({row['licence']})" if row.get("licence") else ""
+            sources[f"{row['source']}{licence}"] += 1
             total += len(ids)
     return Documents(kept, dict(sorted(sources.items())))

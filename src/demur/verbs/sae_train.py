@@ -27,6 +27,8 @@ from demur.verbs.documents import documents
 
 _CHECKPOINT_STEPS = 200
 _CE_TEXTS = 64
+_MADE = ("commit", "dirty", "versions", "started", "command")
+"""What a card says of how its SAE was made."""
 
 
 def sae_train(config: SaeTrain) -> dict[str, Any]:
@@ -37,6 +39,7 @@ def sae_train(config: SaeTrain) -> dict[str, Any]:
     work = config.work or config.out / "work"
     settings = {k: v for k, v in to_json(config).items() if k not in ("json", "out", "work")}
     _claim(work, settings)
+    made = provenance()
     lm = load(config.model, device=config.device)
     hookpoint = parse_hookpoint(config.hookpoint)
     block_at(lm.model, hookpoint)
@@ -56,7 +59,7 @@ def sae_train(config: SaeTrain) -> dict[str, Any]:
     sae = _train(config, work, shards)
     dtype = torch.float16 if config.half else torch.float32
     made_for = SaeModel(lm.name, lm.fingerprint, lm.n_blocks)
-    training = _training(config, lm, sources, shards, held)
+    training = {**_training(config, lm, sources, shards, held), **{key: made[key] for key in _MADE}}
     blank = SaeConfig(sae.d_in, sae.d_sae, sae.k, str(hookpoint), made_for, training=training)
     save_sae(config.out, sae, blank, dtype)
     # measured on what was stored, so that half precision is in the numbers
@@ -122,7 +125,6 @@ def _load_checkpoint(path: Path) -> State | None:
 def _training(
     config: SaeTrain, lm: LanguageModel, sources: dict[str, int], shards: Shards, held: Shards
 ) -> dict[str, Any]:
-    made = provenance()
     return {
         "tokens": shards.tokens,
         "passes": config.train.epochs,
@@ -134,7 +136,6 @@ def _training(
         "settings": to_json(config.train),
         "context": config.context,
         "stored": "float16" if config.half else "float32",
-        **{key: made[key] for key in ("commit", "dirty", "versions", "started", "command")},
     }
 
 
