@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from demur import progress
-from demur.data.prompts import load_prompts, take
+from demur.data.prompts import OWN, load_prompts, take
 from demur.lm.batches import batches
 from demur.lm.chat import chat_ids
 from demur.lm.embedded import NAME
@@ -32,17 +32,21 @@ REFUSAL = "I'm sorry, but I can't help with that."
 Turns = list[dict[str, str]]
 
 LIMITS = {
-    "gsm8k_train": 1500,
-    "gpteacher_codegen": 2000,
-    "gpteacher_roleplay": 1500,
-    "arena_hard": 1000,
-    "llamafactory": 1500,
+    "gsm8k_train": 500,
+    "gpteacher_codegen": 450,
+    "gpteacher_roleplay": 350,
+    "arena_hard": 200,
+    "llamafactory": 300,
     "oasst": 100,
-    "topical_chat": 700,
-    "hh_harmless": 2312,
-    "coconot": 1400,
+    "topical_chat": 150,
+    "hh_harmless": 450,
+    "coconot": 300,
 }
 """Conversations taken from each source: a mix of instruction, code, mathematics, small talk and refusals."""
+REFUSALS = 600
+"""Conversations that end in the refusal that the safety system prompt asks for."""
+ASKED = {"hh_harmless": 180, "gpteacher_roleplay": 60, "coconot": 60}
+"""First turns that the model itself answers, beside the select prompts of demur's own sets."""
 
 LICENCES = {
     "gsm8k_train": "MIT",
@@ -136,7 +140,7 @@ def coconot(data: Path) -> Iterator[Turns]:
 
 
 def answered_by_model(prompts: list[str]) -> Iterator[Turns]:
-    """The embedded model's own answers of 64 tokens, under its default and under the safety system prompt."""
+    """The embedded model's own answers of 48 tokens, under its default and under the safety system prompt."""
     lm = load(NAME)
     asked = [(text, system) for text in prompts for system in ("", SAFETY_SYSTEM_PROMPT)]
     rows = []
@@ -144,8 +148,8 @@ def answered_by_model(prompts: list[str]) -> Iterator[Turns]:
         messages = [Message("system", system)] if system else []
         rows.append(chat_ids(lm, [*messages, Message("user", text)])[-512:])
     with progress.track("answers of the model", len(rows), "prompts") as advance:
-        for batch in batches([len(row) for row in rows], 32):
-            for index, answer in zip(batch, generate(lm, [rows[i] for i in batch], 64), strict=True):
+        for batch in batches([len(row) for row in rows], 64):
+            for index, answer in zip(batch, generate(lm, [rows[i] for i in batch], 48), strict=True):
                 text, system = asked[index]
                 if answer.text:
                     turns = [{"role": "system", "content": system}] if system else []
@@ -177,13 +181,13 @@ def main() -> None:
                 turns = [{"role": "system", "content": SAFETY_SYSTEM_PROMPT}, *turns]
             rows.append({"messages": turns, "source": source})
         first_turns[source] = [t[0]["content"] for t in taken if t[0]["role"] == "user" and len(t[0]["content"]) < 400]
+    rng = random.Random(1)
     # what the safety system prompt asks for, after requests of the kind it is meant for
-    for text in rng.sample(first_turns["hh_harmless"], 300):
+    for text in rng.sample(first_turns["hh_harmless"], REFUSALS):
         turns = [{"role": "system", "content": SAFETY_SYSTEM_PROMPT}, *user(text, REFUSAL)]
         rows.append({"messages": turns, "source": "refusals"})
-    own = [p.text for name in ("harmful", "lookalike", "plain")
-           for p in take(load_prompts(name, "benign"), "select")]  # fmt: skip
-    asked = own + [t for s in ("hh_harmless", "gpteacher_roleplay", "coconot") for t in rng.sample(first_turns[s], 120)]
+    own = [p.text for name in OWN for p in take(load_prompts(name, "benign"), "select")]
+    asked = own + [text for source, count in ASKED.items() for text in rng.sample(first_turns[source], count)]
     with progress.shown():
         rows += [{"messages": turns, "source": "model_answers"} for turns in answered_by_model(asked)]
     rng.shuffle(rows)
