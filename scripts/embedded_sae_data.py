@@ -171,7 +171,7 @@ def main() -> None:
         "hh_harmless": hh_harmless(data),
         "coconot": coconot(data),
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     first_turns = {}
     for source, conversations in sources.items():
         taken = list(conversations)

@@ -246,6 +246,13 @@ def test_a_run_folder_with_other_settings(
     assert "is no run of demur" in said(["study", str(study_file), "--out", str(tmp_path)], capsys)
 
 
+def test_a_run_folder_in_use(study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".lock"):
+        assert "is in use by another demur study" in said(["study", str(study_file), "--out", str(tmp_path)], capsys)
+
+
 def test_a_run_folder_whose_sae_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_tiny_study(tmp_path)
     out = ["--out", str(tmp_path / "run"), "--values", "4", "--finalists", "1"]

@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from demur import progress
 from demur.errors import DownloadError
@@ -84,25 +84,27 @@ def fetch() -> Fetched:
 
 
 def _from_hub() -> Path | None:
-    """The hub's own copy, if it is cached or the hub answers one question within five seconds."""
+    """The hub's own copy, if it is cached whole, or if the hub answers one question within five seconds."""
     import huggingface_hub as hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     wanted = ["*.json", "*.txt", "*.jinja", "model.safetensors"]
+
+    def snapshot(**how: Any) -> Path | None:
+        folder = Path(hub.snapshot_download(HUB_ID, allow_patterns=wanted, **how))
+        whole = (folder / "model.safetensors").exists() and (folder / "tokenizer.json").exists()
+        return folder if whole else None
+
     try:
-        return Path(hub.snapshot_download(HUB_ID, allow_patterns=wanted, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError):
+        if cached := snapshot(local_files_only=True):
+            return cached
+    except OSError:
         pass
     try:
         hub.HfApi().model_info(HUB_ID, timeout=_HUB_SECONDS)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, RuntimeError):
+        progress.say(f"downloading {HUB_ID} from the hub")
+        return snapshot()
+    except Exception:  # whatever is wrong with the hub (its client raises many kinds), the package is left
         return None
-    except Exception as error:  # the hub client raises its HTTP library's errors, whichever it is this year
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "requests"):
-            raise
-        return None
-    progress.say(f"downloading {HUB_ID} from the hub")
-    return Path(hub.snapshot_download(HUB_ID, allow_patterns=wanted))
 
 
 def download(package: Package, folder: Path) -> Path:

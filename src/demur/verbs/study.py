@@ -9,9 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from demur import progress
 from demur.data.prompts import load_prompts, load_questions, prompts_hash, take
@@ -35,6 +38,7 @@ from demur.record import (
     provenance,
     read_json,
     read_jsonl,
+    storage,
     to_json,
     write_json,
     write_text,
@@ -88,9 +92,15 @@ class _Study:
     harmful: list[Prompt]
     plain: list[Prompt]
     sets: Sets
-    completions: Completions
-    measured: Measurements
-    judge: RulesJudge
+    judge: RulesJudge = field(default_factory=RulesJudge)
+
+    @cached_property
+    def completions(self) -> Completions:
+        return Completions(self.folder / "completions.jsonl")
+
+    @cached_property
+    def measured(self) -> Measurements:
+        return Measurements(self.folder / "measurements.jsonl")
 
     @property
     def saes(self) -> dict[str, Any]:
@@ -159,7 +169,6 @@ def study(study: Study) -> StudyResult:
         },
         **provenance(),
     )
-    run = _claim(folder, run)
     going = _Study(
         config,
         folder,
@@ -169,25 +178,46 @@ def study(study: Study) -> StudyResult:
         _some(harmful, "select", config.select_prompts, config.harmful.path),
         _some(plain, "select", config.select_prompts, config.plain.path),
         sets,
-        Completions(folder / "completions.jsonl"),
-        Measurements(folder / "measurements.jsonl"),
-        RulesJudge(),
     )
-    _add_seconds(folder, "load", time.monotonic() - start)
-    result = _result(going, run)
-    with going.step("report"):
-        shown = {prompt.id for prompt in sets.prompts}
-        report = render(
-            _with_seconds(result, folder),
-            run,
-            [replace(prompt, messages=with_system(prompt, config.system)) for prompt in sets.prompts],
-            [c for c in going.completions.all() if c.prompt in shown],
-            [v for v in read_jsonl(Verdict, folder / "verdicts.jsonl") if v.prompt in shown],
-        )
-        write_text(folder / "report.html", report)
-    result = _with_seconds(result, folder)
-    write_json(folder / "study.json", result)
+    with _alone(folder):
+        run = _claim(folder, run)
+        _add_seconds(folder, "load", time.monotonic() - start)
+        result = _result(going, run)
+        with going.step("report"):
+            _report(going, result, run)
+        result = _with_seconds(result, folder)
+        write_json(folder / "study.json", result)
     return result
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the run folder's lock: two processes in one folder would write over each other."""
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunExistsError(
+                f"{folder} is in use by another demur study; wait for it to end, or choose another --out folder"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _report(going: _Study, result: StudyResult, run: Run) -> None:
+    shown = {prompt.id for prompt in going.sets.prompts}
+    report = render(
+        _with_seconds(result, going.folder),
+        run,
+        [replace(prompt, messages=with_system(prompt, going.config.system)) for prompt in going.sets.prompts],
+        [c for c in going.completions.all() if c.prompt in shown],
+        [v for v in read_jsonl(Verdict, going.folder / "verdicts.jsonl") if v.prompt in shown],
+    )
+    write_text(going.folder / "report.html", report)
 
 
 def _result(going: _Study, run: Run) -> StudyResult:
@@ -427,7 +457,8 @@ def _check_folder(folder: Path, config: StudyConfig) -> None:
     """Raise `RunExistsError` when `folder` holds the run of another study."""
     path = folder / "run.json"
     if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # names with a dot are ours: the lock, or what a kill left of a write
+        if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
             raise RunExistsError(f"{folder} exists and is no run of demur; choose another --out folder")
         return
     found = read_json(path)
