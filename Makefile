@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Pinned and installed first: a bare `torch` may pull gigabytes of CUDA libraries on a machine that has no GPU.
-# On a GPU machine choose your own, e.g. make demo TORCH=torch==2.13.0+cu130
+# torch is pinned and installed first, so that nothing else chooses it. Which build that is depends on pip's index:
+# the default index gives the CUDA build (gigabytes) on Linux x86-64. For the CPU build, or another CUDA, say so, e.g.
+# make demo PIP_ARGS="--index-url URL-OF-PYTORCH'S-CPU-WHEELS"
 TORCH ?= torch==2.13.0
+PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint clean
@@ -16,8 +18,8 @@ $(VENV)/.base: pyproject.toml
 	@echo "setting up $(VENV): torch, transformers and demur (a minute or two, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "demur needs Python >= 3.11; say which with: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) "$(TORCH)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 

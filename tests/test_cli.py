@@ -126,10 +126,15 @@ def test_bad_training_input(chat: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
     assert "outside the model" in said(train(chat, tmp_path / "a", "--hookpoint", "layers.8"))
     assert "k is 99, expected at most d_sae" in said(train(chat, tmp_path / "b", "--k", "99"))
-    (tmp_path / "bad.jsonl").write_text('{"messages": []}\n{"txt": 1}\n')
-    assert "bad.jsonl line 2 has neither `messages` nor `text`" in said(
-        train(chat, tmp_path / "c", "--data", str(tmp_path / "bad.jsonl"))
-    )
+    for row, sentence in (
+        ({"txt": 1}, "bad.jsonl line 2 has neither `messages` nor `text`"),
+        ({"messages": []}, "bad.jsonl line 2: `messages` is empty"),
+        ({"messages": [{"role": "user"}]}, "bad.jsonl line 2 is"),
+        ({"messages": "hi"}, "bad.jsonl line 2 is 'hi'"),
+    ):
+        (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n' + json.dumps(row))
+        assert sentence in said(train(chat, tmp_path / "c", "--data", str(tmp_path / "bad.jsonl")))
+    assert "cannot be read as UTF-8" in said(train(chat, tmp_path / "c", "--data", str(tmp_path)))
     assert "text file none.jsonl does not exist" in said(train(chat, tmp_path / "d", "--data", "none.jsonl"))
     assert "fewer than one batch" in said(train(chat, tmp_path / "e", "--batch-size", "100000"))
     assert main(train(chat, tmp_path / "f")) == 0

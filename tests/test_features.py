@@ -64,10 +64,12 @@ def test_finalists_come_first_by_their_effect_and_ties_go_to_the_screen() -> Non
     assert ranking.scores[0].detail == {"screen": 7.0, "harmful_refused": 0.9, "benign_refused": 0.3}
 
 
-def test_firing_rates_against_a_plain_count() -> None:
+def test_firing_rates_against_a_plain_count_without_what_all_rows_share() -> None:
+    shared = next(i for i in range(99) if len({tuple(row[: i + 1]) for row in ROWS}) > 1)
+    assert shared > 2
     counts, tokens = torch.zeros(96), 0
     for row in ROWS:
-        residual = read(LM.model, AT, torch.tensor([row])).residual[0, 1:]
+        residual = read(LM.model, AT, torch.tensor([row])).residual[0, shared:]
         counts += (SAE.encode(residual) > 0).sum(0)
         tokens += len(residual)
     torch.testing.assert_close(firing_rates(LM, SAE, AT, ROWS), counts / tokens)

@@ -90,6 +90,17 @@ def test_resume_restores_the_model_after_an_error(lm: LanguageModel) -> None:
     assert all("forward" not in vars(block) for block in blocks(lm.model))
 
 
+def test_resume_puts_back_what_others_had_put_in_place_of_forward() -> None:
+    lm = tiny_model()
+    ids = torch.tensor([ids_of(lm, "Hello")[0]])
+    block = blocks(lm.model)[0]
+    theirs = block.forward
+    block.forward = theirs  # as accelerate does
+    with resume(lm.model, AT, read(lm.model, AT, ids)):
+        pass
+    assert vars(block)["forward"] is theirs
+
+
 def test_positions_are_absolute_with_and_without_a_cache(lm: LanguageModel) -> None:
     seen: list[list[list[int]]] = []
 
@@ -127,6 +138,28 @@ def test_a_batch_with_a_shared_prefix_equals_single_rows_and_plain_hf(lm: Langua
             pad_token_id=2,
         )
         assert plain[0, len(row) :].tolist()[: len(answer.ids)] == answer.ids
+
+
+def test_greedy_whatever_the_models_own_settings_say() -> None:
+    lm = tiny_model()
+    row = ids_of(lm, "Hi")[0]
+    before = generate(lm, [row], 8)
+    for name, value in {
+        "repetition_penalty": 5.0,
+        "do_sample": True,
+        "num_beams": 3,
+        "no_repeat_ngram_size": 1,
+    }.items():
+        setattr(lm.model.generation_config, name, value)
+    assert generate(lm, [row], 8) == before
+
+
+def test_a_mask_that_says_nothing_of_padding_is_refused() -> None:
+    lm = tiny_model()
+    ids = torch.tensor([ids_of(lm, "Hi")[0]])
+    mask = torch.zeros(1, 1, ids.shape[1], ids.shape[1])
+    with attach(lm.model, AT, lambda residual, step: residual), pytest.raises(InputError, match="attention mask"):
+        lm.model(ids, attention_mask=mask)
 
 
 def test_template_without_a_system_role(lm: LanguageModel) -> None:

@@ -66,6 +66,11 @@ def test_any_file_will_do(tmp_path: Path, name: str, text: str) -> None:
     assert load_prompts(str(tmp_path / name), "harmful") == prompts  # splits come from the text
 
 
+def test_a_prompt_may_have_several_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text\n"one\ntwo"\n')
+    assert load_prompts(str(tmp_path / "a.csv"), "benign")[0].text == "one\ntwo"
+
+
 def test_splits_from_text_are_about_thirty_seventy(tmp_path: Path) -> None:
     path = tmp_path / "many.txt"
     path.write_text("\n".join(f"prompt number {i}" for i in range(500)))

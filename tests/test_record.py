@@ -75,6 +75,18 @@ def test_a_torn_last_line_is_cut_and_the_rest_kept(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
+def test_every_character_survives_a_line(tmp_path: Path) -> None:
+    rows = [Completion("1", "s", "a\u2028b\u2029c\u0085d\x0be", 1, "eos"), Completion("2", "s", "x", 1, "eos")]
+    append_jsonl(tmp_path / "c.jsonl", rows)
+    assert read_jsonl(Completion, tmp_path / "c.jsonl") == rows
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text("{oops}\n")
+    with pytest.raises(InputError, match=r"c.jsonl line 1 is damaged"):
+        read_jsonl(Completion, tmp_path / "c.jsonl")
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"old": True})

@@ -160,3 +160,6 @@ def test_only_latents_and_saes_that_exist() -> None:
         pass
     with pytest.raises(InputError, match="outside the model"), steer(lm.model, spec(block=7), SAES):
         pass
+    twice = SteeringSpec((*spec().edits, *spec(latent=4).edits))
+    with pytest.raises(InputError, match="two edits at one hookpoint"), steer(lm.model, twice, SAES):
+        pass

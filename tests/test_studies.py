@@ -63,3 +63,10 @@ def test_the_papers_studies_run_on_tiny_models(tmp_path: Path, name: str, model_
     assert [row["value"] for row in result["rows"]] == [0, 10, 12]
     assert len(result["control_rows"]) == 2
     assert result["layer"] == block
+
+
+def test_whole_numbers_and_fractions_are_one_setting() -> None:
+    from demur.verbs.study import config_hash
+
+    assert config_hash(StudyConfig()) == config_hash(read_study(STUDIES / "smollm2-135m-instruct.toml"))
+    assert config_hash(StudyConfig(values=(0, 4))) == config_hash(StudyConfig(values=(0.0, 4.0)))

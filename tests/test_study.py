@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,8 +132,11 @@ def test_a_real_kill_dash_nine(study_file: Path, finished: Path, tmp_path: Path)
     deadline = time.monotonic() + 60
     while not (out / "completions.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert (out / "completions.jsonl").exists()
+    assert not (out / "study.json").exists()
     assert main(["study", str(study_file), "--out", str(out)]) == 0
     assert numbers(out) == numbers(finished)
 
@@ -179,6 +183,8 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--harmful.path", "none.csv"], "prompt file none.csv does not exist"),
         (["--values", "0"], "expected numbers above zero"),
         (["--values", "-3"], "expected numbers above zero"),
+        (["--values", "nan"], "expected numbers above zero"),
+        (["--select-value", "inf"], "expected a number above zero"),
         (["--dtype", "float99"], "dtype 'float99' is not a torch dtype"),
         (["--device", "cuda"], "torch sees no CUDA device"),
         (["--archetype", " "], "must not be empty"),
@@ -204,6 +210,7 @@ def test_bad_settings_are_one_sentence_and_write_nothing(
         ("colour = 3", "'colour' is no field of a study"),
         ('values = "many"', "values in"),
         ("batch_size = 0", "batch_size is 0, expected at least 1"),
+        ('[harmful]\npath = "harmful"\ncolum = "x"', "harmful has 'colum', which is no field"),
     ],
 )
 def test_bad_study_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, sentence: str) -> None:
@@ -260,6 +267,47 @@ def test_a_run_folder_whose_sae_has_changed(tmp_path: Path, capsys: pytest.Captu
     config = read_json(tmp_path / "sae/cfg.json")
     (tmp_path / "sae/cfg.json").write_text(json.dumps({**config, "k": 7}))
     assert "made with another sae" in said(["study", str(path), *out], capsys)
+
+
+def test_options_may_stand_before_the_study_file(
+    study_file: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "--json", "--out", str(finished), str(study_file)]) == 0
+    assert json.loads(capsys.readouterr().out)["hookpoint"] == "layers.1.resid_post"
+
+
+def test_prompt_files_may_use_the_same_ids(study_file: Path, tmp_path: Path) -> None:
+    rows = [{"id": str(i), "text": f"Question number {i}?", "split": "select" if i < 3 else "test"} for i in range(8)]
+    options = []
+    for name in ("harmful", "plain", "lookalike"):
+        (tmp_path / name).mkdir()
+        text = "".join(json.dumps({**row, "text": f"{name} {row['text']}"}) + "\n" for row in rows)
+        (tmp_path / name / "prompts.jsonl").write_text(text)
+        options += [f"--{name}.path", str(tmp_path / name / "prompts.jsonl")]
+    out = tmp_path / "run"
+    assert main(["study", str(study_file), "--out", str(out), *options]) == 0
+    done = [json.loads(line)["prompt"] for line in (out / "completions.jsonl").read_text().splitlines()]
+    assert {"harmful/3", "plain/3", "lookalike/3"} <= set(done)
+
+
+def test_verdicts_of_another_judge_are_given_again(study_file: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    path = out / "verdicts.jsonl"
+    path.write_text(path.read_text().replace("rules/1", "rules/0").replace('"refused"', '"complied"'))
+    assert main(["study", str(study_file), "--out", str(out)]) == 0
+    assert numbers(out) == numbers(finished)
+
+
+def test_no_control_is_measured_if_none_is_wanted(study_file: Path, tmp_path: Path) -> None:
+    assert main(["study", str(study_file), "--out", str(tmp_path / "run"), "--no-control"]) == 0
+    result = read_json(tmp_path / "run/study.json")
+    assert (result["control_latent"], result["control_rows"]) == (None, [])
+
+
+def test_another_hookpoint_than_the_saes_is_noted(study_file: Path, tmp_path: Path) -> None:
+    assert main(["study", str(study_file), "--out", str(tmp_path / "run"), "--hookpoint", "layers.2"]) == 0
+    assert "trained at layers.1.resid_post" in " ".join(read_json(tmp_path / "run/study.json")["notes"])
 
 
 def test_a_study_file_may_stand_anywhere(study_file: Path, finished: Path, tmp_path: Path) -> None:

@@ -40,8 +40,9 @@ def from_json(cls: type[T], value: Any, where: str = "") -> T:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole value"
         place = f" in {where}" if where else ""
+        wanted = getattr(cls, "__name__", cls)
         raise InputError(
-            f"{field}{place} is {first['input']!r:.80}, which does not fit {cls.__name__}: {first['msg']}"
+            f"{field}{place} is {first['input']!r:.80}, which does not fit {wanted}: {first['msg']}"
         ) from None
 
 
@@ -72,7 +73,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         try:
-            yield temporary
+            try:
+                yield temporary
+            except Exception as error:  # safetensors has an error of its own for a full disk
+                if "No space left" in str(error) or "os error 28" in str(error):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                raise
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
@@ -127,8 +133,13 @@ def read_jsonl(cls: type[T], path: Path) -> list[T]:
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         os.truncate(path, whole)
-    lines = data[:whole].decode().splitlines()
-    return [from_json(cls, json.loads(line), str(path)) for line in lines]
+    rows = []
+    for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
+        try:
+            rows.append(from_json(cls, json.loads(line), f"{path} line {number}"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} line {number} is damaged ({error}); delete that line and run again") from None
+    return rows
 
 
 def provenance() -> dict[str, Any]:
@@ -141,6 +152,7 @@ def provenance() -> dict[str, Any]:
             "system": platform.platform(),
             "cpu": _cpu_name(),
             "cores": str(os.cpu_count()),
+            **_accelerator(),
         },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -148,7 +160,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any]:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
@@ -170,6 +182,12 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "unknown"
     return found
+
+
+def _accelerator() -> dict[str, str]:
+    """The CUDA device, if torch is loaded and sees one; this room does not load torch for it."""
+    torch = sys.modules.get("torch")
+    return {"gpu": torch.cuda.get_device_name()} if torch is not None and torch.cuda.is_available() else {}
 
 
 def _cpu_name() -> str:

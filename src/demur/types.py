@@ -228,7 +228,7 @@ class StudyResult:
     hookpoint: str
     layer: int
     latent: int
-    control_latent: int
+    control_latent: int | None
     unit: str
     """What one unit of the clamp value means."""
     rows: tuple[StudyRow, ...]

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -63,7 +62,22 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> Study | SaeTrain | SaeEval:
-    study = Annotated[Study, tyro.conf.subcommand("study", default=_study_default(arguments))]
+    """Parse; a study is parsed again on top of its study file and of `--quick`, so that options override both."""
+    verb = _parse_once(arguments, Study())
+    if isinstance(verb, Study) and (verb.file or verb.quick):
+        config = StudyConfig()
+        if verb.file:
+            from demur.verbs.read_study import read_study
+
+            config = read_study(verb.file)
+        again = _parse_once(arguments, Study(config=config.quick() if verb.quick else config))
+        assert isinstance(again, Study)
+        verb = again
+    return verb
+
+
+def _parse_once(arguments: Sequence[str], study_default: Study) -> Study | SaeTrain | SaeEval:
+    study = Annotated[Study, tyro.conf.subcommand("study", default=study_default)]
     sae = Annotated[Sae, tyro.conf.subcommand("sae")]
     chosen: Any = tyro.cli(
         study | sae,
@@ -73,20 +87,6 @@ def _parse(arguments: Sequence[str]) -> Study | SaeTrain | SaeEval:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     return chosen.verb if isinstance(chosen, Sae) else chosen
-
-
-def _study_default(arguments: Sequence[str]) -> Study:
-    """What `demur study` starts from: the study file's values, made quick if asked; options override them."""
-    if not arguments or arguments[0] != "study":
-        return Study()
-    config = StudyConfig()
-    file = next((Path(word) for word in arguments[1:2] if not word.startswith("-")), None)
-    if file is not None:
-        from demur.verbs.read_study import read_study
-
-        config = read_study(file)
-    quick = "--quick" in arguments
-    return Study(file=file, config=config.quick() if quick else config)
 
 
 def _call(verb: Study | SaeTrain | SaeEval) -> None:

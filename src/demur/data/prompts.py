@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -100,21 +101,25 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"prompt file {path} cannot be read as UTF-8 text ({error})") from None
     rows: list[Any] = []
     if path.suffix == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
+        csv.field_size_limit(1 << 24)
+        try:
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        except csv.Error as error:
+            raise InputError(f"prompt file {path} is not a CSV file ({error})") from None
     elif path.suffix == ".json":
         try:
             rows = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"prompt file {path} is not JSON ({error})") from None
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 try:
                     rows.append(json.loads(line))
                 except json.JSONDecodeError as error:
                     raise InputError(f"prompt file {path} line {number} is not JSON ({error})") from None
     elif path.suffix == ".txt":
-        rows = [{"text": line} for line in text.splitlines() if line.strip()]
+        rows = [{"text": line} for line in text.split("\n") if line.strip()]
     else:
         raise InputError(f"prompt file {path} is of an unknown kind; expected .csv, .jsonl, .json or .txt")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

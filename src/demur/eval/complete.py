@@ -34,10 +34,6 @@ class Completions:
         """Every completion so far."""
         return list(self._rows.values())
 
-    def missing(self, spec: str, prompts: Sequence[Prompt]) -> int:
-        """How many of `prompts` have no completion under the spec with this hash."""
-        return sum((spec, prompt.id) not in self._rows for prompt in prompts)
-
     def complete(
         self,
         lm: LanguageModel,

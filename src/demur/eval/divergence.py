@@ -42,6 +42,8 @@ def divergence(
                 with steer(lm.model, spec, saes):
                     steered = log_probs_from(lm, hookpoint, padded, reading, last)
                 kl = torch.nn.functional.kl_div(steered, base, reduction="none", log_target=True).sum(-1)
-                values = [float(kl[row, last - len(answer) :].double().mean()) for row, answer in enumerate(answers)]
+                values = [
+                    float(kl[row, last - len(answer) :].cpu().double().mean()) for row, answer in enumerate(answers)
+                ]
                 measurements.add([Measurement("kl", item, spec.hash, v) for item, v in zip(ids, values, strict=True)])
         advance(len(chosen) * len(specs))

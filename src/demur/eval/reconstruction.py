@@ -60,7 +60,7 @@ def ce_recovered(lm: LanguageModel, sae: TopKSae, hookpoint: Hookpoint, rows: Se
                 losses = F.cross_entropy(
                     logits[:, :-1].float().flatten(0, 1), padded.ids[:, 1:].flatten(), reduction="none"
                 )
-                sums[index] += float(losses[predicted.flatten()].double().sum())
+                sums[index] += float(losses[predicted.flatten()].cpu().double().sum())
             advance(len(batch))
     ce, ce_sae, ce_zero = (total / tokens for total in sums)
     return Recovered(ce, ce_sae, ce_zero, (ce_zero - ce_sae) / (ce_zero - ce), tokens)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from demur.errors import InputError
-from demur.lm.batches import Row, batches, pad
+from demur.lm.batches import Row, batches, pad, shared_length
 from demur.lm.load import LanguageModel
 from demur.lm.record import read
 from demur.sae.topk import TopKSae
@@ -19,14 +19,18 @@ from demur.types import Hookpoint
 
 
 def firing_rates(lm: LanguageModel, sae: TopKSae, hookpoint: Hookpoint, rows: Sequence[Row]) -> Tensor:
-    """Share of the tokens of `rows` (token ids; the first token of each left out) that each latent is active on."""
+    """Share of the tokens of `rows` (token ids) that each latent is active on.
+
+    What all rows begin with, the system prompt mostly, is left out: it is the same few tokens every time.
+    """
+    shared = shared_length(rows)
     fired = torch.zeros(sae.d_sae)
     tokens = 0
     for chosen in batches([len(row) for row in rows], 16):
         padded = pad(lm, [rows[i] for i in chosen], side="right")
         residual = read(lm.model, hookpoint, padded.ids, padded.mask).residual
         counted = padded.mask.bool()
-        counted[:, 0] = False
+        counted[:, : max(shared, 1)] = False
         with torch.no_grad():
             sparse = sae.encode_sparse(residual[counted])
         fired += torch.bincount(sparse.indices[sparse.values > 0].cpu(), minlength=sae.d_sae)

@@ -54,7 +54,7 @@ class Screen:
             for batch in self._batches:
                 log_probs = log_probs_from(self._lm, self._hookpoint, batch.rows, batch.reading, last)
                 for place, token in enumerate(self._refusal):
-                    total += float(log_probs[:, place, token].double().sum())
+                    total += float(log_probs[:, place, token].cpu().double().sum())
         return total / self._n
 
     def score(self, latent: int, value: float) -> LatentScore:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from demur.errors import InputError
 from demur.lm.hookpoints import block_at
 from demur.types import Hookpoint
 
@@ -64,6 +65,11 @@ def _step(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == past + length:
         positions = mask.long().cumsum(-1) - 1
         positions = positions.masked_fill(mask == 0, -1)[:, past:]
+    elif mask is not None:
+        raise InputError(
+            "the model was called with an attention mask that is not one 0 or 1 per token, so padding cannot be told "
+            "from text; pass a 2-D attention_mask, or use the text-only class of the model"
+        )
     else:
         positions = torch.arange(past, past + length, device=tokens.device).expand(batch, length)
     return Step(positions)

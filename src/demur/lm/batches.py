@@ -45,6 +45,12 @@ def pad(lm: LanguageModel, rows: Sequence[Row], side: str) -> Padded:
     return Padded(ids.to(lm.device), mask.to(lm.device))
 
 
+def shared_length(rows: Sequence[Row]) -> int:
+    """How many tokens all rows begin with, at least one token of each row not counted."""
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
+    return min(sum(1 for _ in same), min(len(row) for row in rows) - 1)
+
+
 class Prefixed(NamedTuple):
     """Rows without what they all begin with, and the cache of that beginning."""
 
@@ -60,8 +66,7 @@ def share_prefix(lm: LanguageModel, rows: Sequence[Row], worthwhile: int = 8) ->
     Under the steering in force, so the cache is exact for it. At least one token is left in every row.
     """
     cache = DynamicCache(config=lm.model.config)
-    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
-    length = min(sum(1 for _ in same), min(len(row) for row in rows) - 1)
+    length = shared_length(rows)
     if length < worthwhile or len(rows) == 1:
         return Prefixed([list(row) for row in rows], [], cache)
     prefix = list(rows[0][:length])

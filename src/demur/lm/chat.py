@@ -27,14 +27,21 @@ def chat_text(lm: LanguageModel, messages: Sequence[Message], generation: bool =
             f"{lm.name} has no chat template; demur steers chat models: choose the instruct or chat version"
         )
     turns = [{"role": m.role, "content": m.content} for m in messages]
+
+    def written(conversation: list[dict[str, str]]) -> str:
+        return str(lm.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=generation))
+
     try:
-        text = lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+        return written(turns)
     except Exception as error:  # templates raise jinja2's TemplateError, whatever they like inside it
-        if turns[0]["role"] != "system" or len(turns) < 2:
-            raise InputError(f"the chat template of {lm.name} refuses this conversation: {error}") from error
+        refusal = error
+    if len(turns) > 1 and turns[0]["role"] == "system":
         merged = {"role": turns[1]["role"], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
-        text = lm.tokenizer.apply_chat_template([merged, *turns[2:]], tokenize=False, add_generation_prompt=generation)
-    return str(text)
+        try:
+            return written([merged, *turns[2:]])
+        except Exception as error:
+            refusal = error
+    raise InputError(f"the chat template of {lm.name} refuses this conversation: {refusal}") from refusal
 
 
 def chat_ids(lm: LanguageModel, messages: Sequence[Message], generation: bool = True) -> list[int]:

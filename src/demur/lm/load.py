@@ -28,7 +28,10 @@ class LanguageModel:
     """Where the weights came from: `hub`, `folder`, `gguf` or `memory`."""
     fingerprint: str
     """Hash of architecture and norm weights: the same for every precision and quantisation of one checkpoint,
-    because quantisers leave norm weights alone; different for a base model, its chat model and a fine-tune."""
+    because quantisers leave norm weights alone; different for a base model, its chat model and a full fine-tune. A
+    fine-tune that leaves the norms alone (LoRA, abliteration) keeps it; `weights` tells those apart."""
+    weights: str
+    """Hash of a sample of every weight as loaded: two runs with one hash used the same numbers."""
 
     @property
     def n_blocks(self) -> int:
@@ -61,7 +64,7 @@ class LanguageModel:
 
 def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, origin: str) -> LanguageModel:
     """A `LanguageModel` around a model the caller already has."""
-    return LanguageModel(model.eval(), tokenizer, name, origin, fingerprint(model))
+    return LanguageModel(model.eval(), tokenizer, name, origin, fingerprint(model), weights_hash(model))
 
 
 def load(name: str, dtype: str = "float32", device: str = "cpu", revision: str = "") -> LanguageModel:
@@ -97,20 +100,31 @@ def _open(source: str | Path, name: str, origin: str, where: dict[str, Any], dev
     same = {key: where[key] for key in ("gguf_file", "revision") if key in where}
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **same)
-            model: Any = AutoModelForCausalLM.from_pretrained(source, **where)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **same)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, trust_remote_code=False, output_loading_info=True, **where
+            )
+            model, info = loaded
+            model = model if device == "auto" else model.to(device)
+        except Exception as error:  # OSError, ValueError, SafetensorError, RuntimeError, ...
             raise NotFoundError(
                 f"model {name!r} could not be loaded ({_first_line(error)}); give the hub id, the folder or the "
                 f".gguf file of a chat model, or {embedded.NAME}; a gated model needs `hf auth login` first"
             ) from error
-    return wrap(model if device == "auto" else model.to(device), tokenizer, name, origin)
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(
+            f"model {name!r} lacks {len(missing)} of its weights ({missing[0]} and so on), which would be random; "
+            "give a whole checkpoint of a causal language model"
+        )
+    return wrap(model, tokenizer, name, origin)
 
 
 def fingerprint(model: PreTrainedModel) -> str:
     """See `LanguageModel.fingerprint`; 16 hex digits."""
     digest = hashlib.sha256(f"{model.config.model_type} {len(blocks(model))}".encode())
     for key, value in sorted(model.state_dict().items()):
+        if value.is_meta:
+            raise InputError("part of the model is offloaded to disk; give it enough memory, or choose a smaller model")
         if value.ndim == 1 and ("norm" in key or "ln_" in key):
             digest.update(value.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -119,3 +133,13 @@ def fingerprint(model: PreTrainedModel) -> str:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]:.200}" if lines else type(error).__name__
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """See `LanguageModel.weights`; 16 hex digits."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        flat = value.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 256)].to("cpu", torch.float32)
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -74,11 +74,15 @@ def resume(model: PreTrainedModel, hookpoint: Hookpoint, reading: Reading) -> It
     def gives_reading(*_args: Any, **_kwargs: Any) -> Any:
         return (reading.residual,) if reading.tuple_output else reading.residual
 
+    # whatever had replaced `forward` on the instance (accelerate does) comes back afterwards
+    before = [block.__dict__.get("forward") for block in skipped]
     try:
         for block in skipped[:-1]:
             block.forward = passes_on
         skipped[-1].forward = gives_reading
         yield
     finally:
-        for block in skipped:
+        for block, forward in zip(skipped, before, strict=True):
             block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.forward = forward

@@ -43,7 +43,7 @@ def _series(result: StudyResult) -> list[Series]:
     steered = sorted((row for row in result.rows if row.spec != UNSTEERED), key=lambda row: row.value)
     control = sorted(result.control_rows, key=lambda row: row.value)
     series: list[Series] = []
-    if control:
+    if control and result.control_latent is not None:
         series.append(("control", "control", result.control_latent, start + control))
     series.append(("steered", "steered", result.latent, start + steered))
     return series

@@ -46,8 +46,8 @@ def measure(sae: TopKSae, activations: Iterable[Tensor]) -> Measured:
             difference = x - sae.decode_sparse(sparse).float()
             # sums about the first batch's mean: massive means must not eat the variance's digits
             shift = x.mean(0) if shift is None else shift
-            centred = (x - shift).double().cpu()
-            error += float(difference.double().square().sum())
+            centred = (x - shift).cpu().double()
+            error += float(difference.cpu().double().square().sum())
             total += centred.sum(0)
             squares += float(centred.square().sum())
             is_active = sparse.values > 0

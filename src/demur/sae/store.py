@@ -118,7 +118,9 @@ def check_fits(loaded: LoadedSae, name: str, fingerprint: str, d_model: int, n_b
             f"the SAE {loaded.path!r} is for a model of width {loaded.config.d_in} with {made_for.n_blocks} blocks "
             f"({made_for.name}), but {name} has width {d_model} and {n_blocks} blocks; choose the SAE of this model"
         )
-    if name != made_for.name and fingerprint != made_for.fingerprint:
+    # a hub id names weights, a local path does not
+    same_name = name == made_for.name and not Path(name).exists()
+    if not same_name and fingerprint != made_for.fingerprint:
         raise MismatchError(
             f"the SAE {loaded.path!r} was trained on {made_for.name}, but the model is {name}, which has other "
             "weights; choose the SAE of this model, or train one with `demur sae train`"

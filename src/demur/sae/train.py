@@ -94,7 +94,7 @@ def train(
     for step in range(start, total_steps):
         raw = next(stream).to(sample.device, torch.float32)
         if not bool(torch.isfinite(raw).all()):
-            raise InputError(f"step {step}: the activations hold NaN or infinity; harvest them again in float32")
+            raise InputError(f"step {step}: the activations hold NaN or infinity; harvest in another dtype")
         x = (raw - scale.mean) * scale.factor
         for group in optimiser.param_groups:
             group["lr"] = config.peak_lr * _schedule(step, total_steps, config)
@@ -179,6 +179,8 @@ def _restore(sae: TopKSae, optimiser: torch.optim.Adam, silent: Tensor, state: S
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
             parameter.copy_(state.tensors[name])
-            saved: dict[str, Any] = {m: state.tensors[f"{name}.{m}"].clone() for m in ("exp_avg", "exp_avg_sq")}
+            saved: dict[str, Any] = {
+                m: state.tensors[f"{name}.{m}"].to(parameter.device, copy=True) for m in ("exp_avg", "exp_avg_sq")
+            }
             optimiser.state[parameter] = {"step": torch.tensor(float(state.step)), **saved}
         silent.copy_(state.tensors["silent"])

@@ -24,6 +24,11 @@ def steer(model: PreTrainedModel, spec: SteeringSpec, saes: Mapping[str, TopKSae
     Works with `generate` and with plain forward passes, cached or not. Raises `MismatchError` for an SAE that is
     not there or has another width, `InputError` for a latent or hookpoint that does not exist.
     """
+    places = [parse_hookpoint(edit.hookpoint) for edit in spec.edits]
+    if len(set(places)) < len(places):
+        raise InputError(
+            "the spec has two edits at one hookpoint, which this version cannot join; give one a hookpoint"
+        )
     with ExitStack() as stack:
         for edit in spec.edits:
             sae = _check(model, edit, saes)
@@ -48,6 +53,6 @@ def _hook(sae: TopKSae, edit: Edit, skip_first: bool) -> Hook:
 
     def hook(residual: Tensor, step: Step) -> Tensor:
         # padding is at position -1
-        return clamp(residual, sae, edit.latent, edit.value, step.positions >= first)
+        return clamp(residual, sae, edit.latent, edit.value, step.positions.to(residual.device) >= first)
 
     return hook

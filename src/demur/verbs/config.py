@@ -1,6 +1,7 @@
 """One frozen dataclass per verb: the command line, its help and its checks come from these. No torch here."""
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,8 @@ class SaeTrain:
     """Tokens of text at most; documents are shuffled first."""
     half: bool = False
     """Store the weights in half precision (and measure them so)."""
+    dtype: str = "float32"
+    """Precision of the model: float32, bfloat16 or float16. The SAE is trained in float32."""
     device: str = "cpu"
     """Torch device of model and SAE."""
     work: Path | None = None
@@ -154,6 +157,9 @@ class StudyConfig:
     """What a large study needs: memory, hours, gated data. Shown before it starts."""
 
     def __post_init__(self) -> None:
+        # 4 and 4.0 are one setting, whoever wrote it
+        object.__setattr__(self, "values", tuple(float(value) for value in self.values))
+        object.__setattr__(self, "select_value", float(self.select_value))
         at_least = {
             "screen_tokens": 1,
             "coarse_prompts": 1,
@@ -167,14 +173,14 @@ class StudyConfig:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least {least}")
-        if any(value < 0 for value in self.values) or not any(self.values):
+        if any(not 0 <= value < inf for value in self.values) or not any(self.values):
             raise InputError(
                 f"values are {list(self.values)}; expected numbers above zero (an SAE latent is never negative), "
                 "and 0 for the unsteered model"
             )
         if len(set(self.values)) != len(self.values):
             raise InputError(f"values are {list(self.values)}; each may occur once")
-        if self.select_value <= 0:
+        if not 0 < self.select_value < inf:
             raise InputError(f"select_value is {self.select_value}, expected a number above zero")
         if not self.archetype.strip() or not self.refusal.strip():
             raise InputError("archetype and refusal must not be empty")

@@ -13,6 +13,7 @@ from demur import progress
 from demur.errors import InputError, NotFoundError
 from demur.lm.chat import chat_ids, text_ids
 from demur.lm.load import LanguageModel
+from demur.record import from_json
 from demur.types import Message
 
 
@@ -34,16 +35,24 @@ def documents(lm: LanguageModel, files: Sequence[Path], context: int, max_tokens
     rows: list[dict[str, Any]] = []
     for path in files:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
             raise NotFoundError(f"text file {path} does not exist; give a JSONL file of conversations") from None
-        for number, line in enumerate(text.splitlines(), start=1):
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"text file {path} cannot be read as UTF-8 text ({error})") from None
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise InputError(f"{path} line {number} is not JSON ({error})") from None
             if not isinstance(row, dict) or not ("messages" in row or isinstance(row.get("text"), str)):
                 raise InputError(f"{path} line {number} has neither `messages` nor `text`")
+            if "messages" in row:
+                row["messages"] = from_json(list[Message], row["messages"], f"{path} line {number}")
+                if not row["messages"]:
+                    raise InputError(f"{path} line {number}: `messages` is empty")
             rows.append({"source": path.stem, **row})
     if not rows:
         raise InputError("the text files hold no rows; give a JSONL file of conversations")
@@ -55,8 +64,7 @@ def documents(lm: LanguageModel, files: Sequence[Path], context: int, max_tokens
         for row in rows:
             advance(1)
             if "messages" in row:
-                messages = [Message(m["role"], m["content"]) for m in row["messages"]]
-                ids = chat_ids(lm, messages, generation=False)[:context]
+                ids = chat_ids(lm, row["messages"], generation=False)[:context]
             else:
                 ids = text_ids(lm, row["text"], special=True)[:context]
             if len(ids) < 2:

@@ -27,6 +27,10 @@ def read_study(path: Path) -> StudyConfig:
     for key in ("harmful", "plain", "lookalike"):
         if isinstance(raw.get(key), str):
             raw[key] = {"path": raw[key]}
+        if isinstance(raw.get(key), dict) and (other := set(raw[key]) - {"path", "column"}):
+            raise InputError(
+                f"{path}: {key} has {min(other)!r}, which is no field of a prompt file; use path and column"
+            )
         if isinstance(raw.get(key), dict) and isinstance(raw[key].get("path"), str):
             raw[key]["path"] = _beside(path, raw[key]["path"])
     for key in ("model", "sae", "questions"):

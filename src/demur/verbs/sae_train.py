@@ -38,12 +38,14 @@ def sae_train(config: SaeTrain) -> dict[str, Any]:
     """
     work = config.work or config.out / "work"
     settings = {k: v for k, v in to_json(config).items() if k not in ("json", "out", "work")}
-    _claim(work, settings)
     made = provenance()
-    lm = load(config.model, device=config.device)
+    if config.device == "auto":
+        raise InputError("sae train needs one device for model and SAE; give cpu, cuda or cuda:1")
+    lm = load(config.model, config.dtype, config.device)
     hookpoint = parse_hookpoint(config.hookpoint)
     block_at(lm.model, hookpoint)
     texts, sources = documents(lm, config.data, config.context, config.max_tokens, config.train.seed)
+    _claim(work, settings)
     n_heldout = max(1, round(len(texts) * config.heldout))
     heldout, trained = texts[:n_heldout], texts[n_heldout:]
     if not trained:

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from demur import progress
-from demur.data.prompts import load_prompts, load_questions, prompts_hash, take
+from demur.data.prompts import OWN, load_prompts, load_questions, prompts_hash, take
 from demur.errors import InputError, RunExistsError
 from demur.eval.capability import capability
 from demur.eval.complete import Completions
@@ -50,6 +50,7 @@ from demur.types import (
     Completion,
     Edit,
     Hookpoint,
+    Intent,
     Label,
     LatentRanking,
     LatentScore,
@@ -62,7 +63,7 @@ from demur.types import (
     Verdict,
     stable_hash,
 )
-from demur.verbs.config import Study, StudyConfig
+from demur.verbs.config import PromptFile, Study, StudyConfig
 
 SEEDLESS = ("needs",)
 """Fields of a study that change no number, and so do not make it another run."""
@@ -136,9 +137,9 @@ def study(study: Study) -> StudyResult:
     _check_folder(folder, config)
     if config.needs:
         progress.say(f"this study needs: {config.needs}")
-    harmful = load_prompts(config.harmful.path, "harmful", config.harmful.column)
-    plain = load_prompts(config.plain.path, "benign", config.plain.column)
-    lookalike = load_prompts(config.lookalike.path, "benign", config.lookalike.column)
+    harmful = _prompts("harmful", config.harmful, "harmful")
+    plain = _prompts("plain", config.plain, "benign")
+    lookalike = _prompts("lookalike", config.lookalike, "benign")
     questions = load_questions(config.questions)
     sets = Sets(
         _some(harmful, "test", config.test_harmful, config.harmful.path),
@@ -160,7 +161,7 @@ def study(study: Study) -> StudyResult:
         config_hash=config_hash(config),
         seed=config.seed,
         artefacts={
-            "model": f"{lm.name} ({lm.origin}, {lm.fingerprint})",
+            "model": f"{lm.name} ({lm.origin}, weights {lm.weights})",
             "sae": loaded.hash,
             "harmful": prompts_hash(harmful),
             "plain": prompts_hash(plain),
@@ -180,7 +181,7 @@ def study(study: Study) -> StudyResult:
         sets,
     )
     with _alone(folder):
-        run = _claim(folder, run)
+        run = _claim(folder, config, run)
         _add_seconds(folder, "load", time.monotonic() - start)
         result = _result(going, run)
         with going.step("report"):
@@ -229,11 +230,13 @@ def _result(going: _Study, run: Run) -> StudyResult:
     with going.step("choose"):
         ranking = _choose(going, screened)
     latent = ranking.scores[0].latent
-    with going.step("control"):
-        control = _control(going, latent, [score.latent for score in ranking.scores])
+    control = None
+    if config.control:
+        with going.step("control"):
+            control = _control(going, latent, [score.latent for score in ranking.scores])
     values = sorted({0.0, *map(float, config.values)})
     steered = [going.clamp(latent, value) for value in values]
-    controls = [going.clamp(control, value) for value in values if value] if config.control else []
+    controls = [going.clamp(control, value) for value in values if value] if control is not None else []
     specs = [*steered, *controls]
     for spec in specs:
         write_json(going.folder / "specs" / f"{spec.hash}.json", spec)
@@ -267,6 +270,8 @@ def _result(going: _Study, run: Run) -> StudyResult:
     best = max(table[1:], key=lambda row: (row.harmful_refused.value, -row.value))
     gain = refusal_gain(UNSTEERED, best.spec, going.sets.harmful, verdicts, FULL, config.seed)
     lm, loaded = going.lm, going.loaded
+    if str(going.hookpoint) != str(parse_hookpoint(loaded.config.hookpoint)):
+        notes.append(f"The SAE was trained at {loaded.config.hookpoint}, but the study steers at {going.hookpoint}.")
     return StudyResult(
         name=config.name,
         model=run.artefacts["model"],
@@ -280,7 +285,7 @@ def _result(going: _Study, run: Run) -> StudyResult:
             f"which is 1/sqrt({lm.d_model}) of a typical residual's length"
         ),
         rows=table,
-        control_rows=rows(control, values[1:]) if config.control else (),
+        control_rows=rows(control, values[1:]) if control is not None else (),
         best_value=best.value,
         best_gain=gain.points.value,
         best_gain_low=gain.points.low,
@@ -412,7 +417,8 @@ def _complete(
 def _judge(going: _Study, prompts: Sequence[Prompt], specs: Sequence[SteeringSpec]) -> list[Verdict]:
     """Verdicts of all completions of `prompts`; the missing ones are given and kept."""
     path = going.folder / "verdicts.jsonl"
-    have = {(verdict.spec, verdict.prompt): verdict for verdict in read_jsonl(Verdict, path)}
+    kept = [verdict for verdict in read_jsonl(Verdict, path) if verdict.judge == going.judge.name]
+    have = {(verdict.spec, verdict.prompt): verdict for verdict in kept}
     new = [
         going.judge.judge(prompt, completion)
         for spec in specs
@@ -443,6 +449,14 @@ def _divergence(going: _Study, specs: Sequence[SteeringSpec]) -> list[str]:
     return [item[0] for item in answered]
 
 
+def _prompts(name: str, file: PromptFile, intent: Intent) -> list[Prompt]:
+    """The prompts of one set; ids of a user's file get the set's name, as two files may use the same ids."""
+    prompts = load_prompts(file.path, intent, file.column)
+    if file.path in OWN:
+        return prompts
+    return [replace(p, id=f"{name}/{p.id}", source=f"{name}: {p.source}") for p in prompts]
+
+
 def _some(items: Sequence[Any], split: Any, limit: int, name: str) -> list[Any]:
     chosen = take(items, split, limit)
     if not chosen:
@@ -471,12 +485,13 @@ def _check_folder(folder: Path, config: StudyConfig) -> None:
         )
 
 
-def _claim(folder: Path, run: Run) -> Run:
+def _claim(folder: Path, config: StudyConfig, run: Run) -> Run:
     """Write `run.json`, or check that the run found there used the same artefacts; returns the first session's."""
     path = folder / "run.json"
     if not path.exists():
         write_json(path, run)
         return run
+    _check_folder(folder, config)
     found = from_json(Run, read_json(path), str(path))
     changed = [key for key, value in run.artefacts.items() if found.artefacts.get(key) != value]
     if changed:
