@@ -51,7 +51,7 @@ def test_a_quick_study_finds_the_gain_and_the_cost(quick: Path) -> None:
     assert set(rows) == {0, 8, 12}
     assert rows[0]["harmful_refused"]["n"] >= 24
     share = {value: row["harmful_refused"]["k"] / row["harmful_refused"]["n"] for value, row in rows.items()}
-    assert max(share[8], share[12]) - share[0] > 0.3
+    assert max(share[8], share[12]) - share[0] >= 0.5
     assert result["best_gain_low"] > 0
     assert rows[12]["kl"] > rows[8]["kl"] > rows[0]["kl"] == pytest.approx(0, abs=1e-5)
     chance = 1 / 4
@@ -64,3 +64,12 @@ def test_it_is_the_refusals_latent_and_not_any_latent(quick: Path) -> None:
     best = {row["value"]: row["harmful_refused"] for row in result["rows"]}[result["best_value"]]
     control = {row["value"]: row["harmful_refused"] for row in result["control_rows"]}[result["best_value"]]
     assert control["high"] < best["low"]
+
+
+def test_the_readmes_python_runs_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    exec(compile(code, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert said.strip()
+    assert "sorry" in said.strip().splitlines()[-1].lower()
