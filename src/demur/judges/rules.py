@@ -121,6 +121,8 @@ def _mark(sentence: Sentence) -> Mark:
         if phrases.LIMIT.search(text) and not phrases.WHY_NOT.search(text):
             return Mark("talk", "")
         return Mark("reserve" if phrases.RESERVE.search(text) else "refuse", found.group())
+    if phrases.INSTRUCTION.search(text):
+        return Mark("talk", "")
     found = phrases.BLAME.search(text)
     if found:
         return Mark("blame", found.group())
