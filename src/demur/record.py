@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,10 +33,12 @@ def to_json(value: Any) -> Any:
 
 def from_json(cls: type[T], value: Any, where: str = "") -> T:
     """The inverse of `to_json`. Raises `InputError` naming the field that does not fit and `where` it was read."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
+    kind: Any = cls
     try:
-        return TypeAdapter(cls).validate_python(value)
+        checked: T = _adapter(kind).validate_python(value)
+        return checked
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole value"
@@ -44,6 +47,14 @@ def from_json(cls: type[T], value: Any, where: str = "") -> T:
         raise InputError(
             f"{field}{place} is {first['input']!r:.80}, which does not fit {wanted}: {first['msg']}"
         ) from None
+
+
+@cache
+def _adapter(cls: Any) -> Any:
+    """One validator per type; a JSONL file asks for it once a row."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
 
 
 @contextmanager

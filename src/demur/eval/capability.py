@@ -38,9 +38,8 @@ def capability(
         waiting = [spec for spec in specs if not measurements.has("capability", spec.hash, ids)]
         if waiting:
             # choices of one token share their question's row; longer ones have a row of their own
-            rows = {tuple([*contexts[i], *choice[:-1]]): 0 for i in chosen for choice in choices[i]}
-            places = {row: place for place, row in enumerate(rows)}
-            padded = pad(lm, list(rows), side="left")
+            rows = list(dict.fromkeys(_row(contexts[i], choice) for i in chosen for choice in choices[i]))
+            padded = pad(lm, rows, side="left")
             last = max(len(choice) for i in chosen for choice in choices[i])
             reading = read_padded(lm, hookpoint, padded)
             for spec in waiting:
@@ -48,12 +47,15 @@ def capability(
                     log_probs = log_probs_from(lm, hookpoint, padded, reading, last)
                 right = []
                 for i in chosen:
-                    scores = [
-                        _mean(log_probs[places[tuple([*contexts[i], *choice[:-1]])]], choice) for choice in choices[i]
-                    ]
+                    scores = [_mean(log_probs[rows.index(_row(contexts[i], choice))], choice) for choice in choices[i]]
                     right.append(float(scores.index(max(scores)) == questions[i].answer))
                 measurements.add([Measurement("capability", q, spec.hash, v) for q, v in zip(ids, right, strict=True)])
         advance(len(chosen) * len(specs))
+
+
+def _row(context: list[int], choice: list[int]) -> tuple[int, ...]:
+    """What stands before the last token of `choice`, which is never read."""
+    return (*context, *choice[:-1])
 
 
 def _mean(log_probs: Tensor, choice: list[int]) -> float:

@@ -40,7 +40,7 @@ def divergence(
             base = log_probs_from(lm, hookpoint, padded, reading, last)
             for spec in waiting:
                 with steer(lm.model, spec, saes):
-                    steered = log_probs_from(lm, hookpoint, padded, reading, last)
+                    steered = log_probs_from(lm, hookpoint, padded, reading, last) if spec.edits else base
                 kl = torch.nn.functional.kl_div(steered, base, reduction="none", log_target=True).sum(-1)
                 values = [
                     float(kl[row, last - len(answer) :].cpu().double().mean()) for row, answer in enumerate(answers)

@@ -234,7 +234,7 @@ def _result(going: _Study, run: Run) -> StudyResult:
     if config.control:
         with going.step("control"):
             control = _control(going, latent, [score.latent for score in ranking.scores])
-    values = sorted({0.0, *map(float, config.values)})
+    values = sorted({0.0, *config.values})
     steered = [going.clamp(latent, value) for value in values]
     controls = [going.clamp(control, value) for value in values if value] if control is not None else []
     specs = [*steered, *controls]
