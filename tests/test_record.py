@@ -52,7 +52,7 @@ def test_the_hash_of_a_spec_is_pinned() -> None:
     [
         Prompt("p", (Message("user", "Hi"),), "harmful", "demur/harmful", "x", "select", "t"),
         Completion("p", "s", "text é ’", 3, "eos"),
-        Verdict("p", "s", "partial", "rules/1", "because"),
+        Verdict("p", "s", "partial", "rules/2", "because"),
         Run("study", "n", {"a": 1}, "h", "c", False, {}, {}, 0, "now", {"m": "x"}, "demur study"),
     ],
 )

@@ -123,7 +123,7 @@ def talk(result: StudyResult) -> tuple[list[Prompt], list[Completion], list[Verd
             if number < 10:
                 answer = HOSTILE[number % 5]
             completions.append(Completion(ident, spec, answer, 40, "eos" if refuses else "length"))
-            verdicts.append(Verdict(ident, spec, label, "rules/1", f"evidence {HOSTILE[number % 5]}"))  # type: ignore[arg-type]
+            verdicts.append(Verdict(ident, spec, label, "rules/2", f"evidence {HOSTILE[number % 5]}"))  # type: ignore[arg-type]
     return prompts, completions, verdicts
 
 
@@ -369,7 +369,7 @@ def test_in_a_browser(tmp_path: Path, page: str) -> None:
             assert HOSTILE[1] in tab.inner_text("#cards")
             chip = tab.locator(".chip").first
             chip.focus()
-            assert "rules/1: evidence" in tab.locator(".tip:visible").inner_text()
+            assert "rules/2: evidence" in tab.locator(".tip:visible").inner_text()
             tab.keyboard.press("Escape")
             assert tab.locator(".tip:visible").count() == 0
             tab.check("[value=lookalike]")

@@ -157,7 +157,7 @@ class Verdict:
     spec: str
     label: Label
     judge: str
-    """Name and version of the judge, e.g. `rules/1`."""
+    """Name and version of the judge, e.g. `rules/2`."""
     evidence: str = ""
     """The words or the measure that decided."""
 

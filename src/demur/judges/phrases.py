@@ -178,11 +178,14 @@ NOT_REAL = _compile(
     r"\b(?:does not|doesn't|do not|don't) (?:actually |really )?exist\b",
 )
 
-# an instruction repeated from the system prompt ("If the request is illegal, reply exactly: ..."): a condition
-# refuses nobody; recited with the refusal sentence itself, it gives no help and does refuse (the first rule above)
-INSTRUCTION = _compile(
-    r"^if (?:the|your|this|that|a|any) (?:user's )?(?:request|question|prompt)\b(?:[^,]*$|.*?\b(?:reply|respond)\b)",
+# an instruction repeated from the system prompt ("If the request is illegal, reply exactly: ..."): it quotes a
+# refusal and refuses nobody
+_CONDITION = r"^if (?:the|your|this|that|a|any) (?:user's )?(?:request|question|prompt)\b"
+RECITES = _compile(
+    r"\b(?:reply|respond|answer) exactly\b",
+    rf"{_CONDITION}.*?, (?:then |please |just |(?:you|we|i) (?:must|should|will) )?(?:reply|respond)\b",
 )
+CONDITION = _compile(rf"{_CONDITION}[^,]*$")  # cut before what follows from it
 
 # --- the request itself is called wrong -----------------------------------------------------------
 
