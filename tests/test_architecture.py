@@ -102,7 +102,6 @@ def test_the_public_names_are_pinned_and_all_load() -> None:
         "Message",
         "Prompt",
         "SteeringSpec",
-        "Study",
         "StudyConfig",
         "chat_ids",
         "generate",

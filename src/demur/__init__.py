@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from demur.types import Message as Message
     from demur.types import Prompt as Prompt
     from demur.types import SteeringSpec as SteeringSpec
-    from demur.verbs.config import Study as Study
     from demur.verbs.config import StudyConfig as StudyConfig
     from demur.verbs.study import study as study
 
@@ -27,7 +26,6 @@ _HOMES = {
     "Message": "demur.types",
     "Prompt": "demur.types",
     "SteeringSpec": "demur.types",
-    "Study": "demur.verbs.config",
     "StudyConfig": "demur.verbs.config",
     "chat_ids": "demur.lm.chat",
     "generate": "demur.lm.generate",

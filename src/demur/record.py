@@ -4,6 +4,7 @@
 """
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -151,6 +152,22 @@ def read_jsonl(cls: type[T], path: Path) -> list[T]:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path} line {number} is damaged ({error}); delete that line and run again") from None
     return rows
+
+
+def json_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """Line number and value of each line of `text` that is not blank. Raises `InputError` naming `path` and line."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path} line {number} is not JSON ({error})") from None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def provenance() -> dict[str, Any]:

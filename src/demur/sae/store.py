@@ -6,7 +6,6 @@ output made with it.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from demur.errors import InputError, MismatchError, NotFoundError
-from demur.record import from_json, read_json, to_json, whole_file, write_json
+from demur.record import file_sha256, from_json, read_json, to_json, whole_file, write_json
 from demur.sae.topk import TopKSae
 from demur.types import stable_hash
 
@@ -128,7 +127,6 @@ def check_fits(loaded: LoadedSae, name: str, fingerprint: str, d_model: int, n_b
 
 
 def _hash(weights: Path, config: SaeConfig) -> str:
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    meaning = to_json(config)
-    return stable_hash([digest, {key: meaning[key] for key in ("architecture", "k", "hookpoint", "format")}])
+    known = to_json(config)
+    meaning = {key: known[key] for key in ("architecture", "k", "hookpoint", "format")}
+    return stable_hash([file_sha256(weights), meaning])

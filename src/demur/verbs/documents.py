@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from demur import progress
 from demur.errors import InputError, NotFoundError
 from demur.lm.chat import chat_ids, text_ids
 from demur.lm.load import LanguageModel
-from demur.record import from_json
+from demur.record import from_json, json_lines
 from demur.types import Message
 
 
@@ -40,13 +39,7 @@ def documents(lm: LanguageModel, files: Sequence[Path], context: int, max_tokens
             raise NotFoundError(f"text file {path} does not exist; give a JSONL file of conversations") from None
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"text file {path} cannot be read as UTF-8 text ({error})") from None
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path} line {number} is not JSON ({error})") from None
+        for number, row in json_lines(text, path):
             if not isinstance(row, dict) or not ("messages" in row or isinstance(row.get("text"), str)):
                 raise InputError(f"{path} line {number} has neither `messages` nor `text`")
             if "messages" in row:

@@ -63,7 +63,7 @@ from demur.types import (
     Verdict,
     stable_hash,
 )
-from demur.verbs.config import PromptFile, Study, StudyConfig
+from demur.verbs.config import PromptFile, StudyConfig
 
 SEEDLESS = ("needs",)
 """Fields of a study that change no number, and so do not make it another run."""
@@ -71,9 +71,9 @@ _COARSE_KEEP = 4
 """Candidates, per finalist, that go from the coarse screen to the fine one."""
 
 
-def run_folder(study: Study) -> Path:
-    """The run folder: `--out`, or one named after the study and its settings, so that other settings never mix."""
-    return study.out or Path("runs") / f"{study.config.name}-{config_hash(study.config)[:8]}"
+def run_folder(config: StudyConfig) -> Path:
+    """The usual run folder: named after the study and its settings, so that other settings never mix."""
+    return Path("runs") / f"{config.name}-{config_hash(config)[:8]}"
 
 
 def config_hash(config: StudyConfig) -> str:
@@ -126,13 +126,14 @@ class _Study:
             _add_seconds(self.folder, name, time.monotonic() - start)
 
 
-def study(study: Study) -> StudyResult:
+def study(config: StudyConfig, out: Path | None = None) -> StudyResult:
     """Run the study and return its result, which is also `study.json` in the run folder, beside `report.html`.
 
-    Raises `InputError`, `NotFoundError` or `MismatchError` before anything is written when model, SAE, hookpoint or
-    prompt files do not fit; `RunExistsError` when the run folder holds another study.
+    The run folder is `out`, else `run_folder(config)`; a run of the same study found there goes on. Raises
+    `InputError`, `NotFoundError` or `MismatchError` before anything is written when model, SAE, hookpoint or prompt
+    files do not fit; `RunExistsError` when the run folder holds another study.
     """
-    config, folder = study.config, run_folder(study)
+    folder = out or run_folder(config)
     start = time.monotonic()
     _check_folder(folder, config)
     if config.needs:
