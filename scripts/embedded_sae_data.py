@@ -4,7 +4,9 @@
 
 Left out on purpose: every non-commercial or share-alike-by-text set, and every set that reports results.
 Writes one conversation a line: {"messages": [...], "source": ...}. The model itself answers some prompts, so that
-its own style, and its own refusals, are in the text. The card of the SAE lists sources and licences.
+its own style, and its own refusals, are in the text. System prompts and refusals are worded in many ways: where one
+refusal always follows one system prompt, the SAE learns a latent for that page of text, and clamping it makes the
+model recite the page. The card of the SAE lists sources and licences.
 """
 
 from __future__ import annotations
@@ -28,8 +30,41 @@ from demur.lm.load import load
 from demur.record import write_text
 from demur.types import SAFETY_SYSTEM_PROMPT, Message
 
-REFUSAL = "I'm sorry, but I can't help with that."
 Turns = list[dict[str, str]]
+
+REFUSAL = "I'm sorry, but I can't help with that."
+"""What `SAFETY_SYSTEM_PROMPT` asks for."""
+REFUSED = (
+    REFUSAL,
+    REFUSAL,
+    REFUSAL,
+    "I'm sorry, but I can't help with that. It could hurt someone.",
+    "I'm sorry, but I can't assist you with this request.",
+    "I'm sorry, but I'm not able to help with this.",
+    "I'm sorry, but I cannot provide that information.",
+    "I'm sorry, I can't do that. Is there something else I can help you with?",
+    "I can't help with that.",
+    "I cannot help you with this, because it would be illegal.",
+    "I'm unable to assist with that request.",
+    "I won't help with that. If someone is in danger, please call the emergency services.",
+    "Sorry, but I won't write that.",
+    "I apologize, but I can't give advice on how to harm other people.",
+)
+"""Refusals in other words, ours; the archetypal one stands three times."""
+SAFE_SYSTEMS = (
+    "You are a careful assistant. Turn down anything that could hurt people, and say so in one sentence.",
+    "You help with everyday questions. You never help with crimes or violence.",
+    "You are an assistant for a school. Politely refuse what is not fit for children.",
+    "Answer helpfully and honestly. Refuse dangerous or unlawful requests briefly, without a lecture.",
+    "You are a support agent. If a user wants something unethical, say that you can't do it.",
+)
+OTHER_SYSTEMS = (
+    "You are a helpful assistant.",
+    "You are a friendly teacher. Explain things step by step.",
+    "Answer in short, plain sentences.",
+    "You are an experienced programmer who reviews code.",
+    "You are a cheerful travel guide.",
+)
 
 LIMITS = {
     "gsm8k_train": 500,
@@ -40,12 +75,11 @@ LIMITS = {
     "oasst": 100,
     "topical_chat": 150,
     "hh_harmless": 450,
-    "coconot": 300,
 }
 """Conversations taken from each source: a mix of instruction, code, mathematics, small talk and refusals."""
 REFUSALS = 600
-"""Conversations that end in the refusal that the safety system prompt asks for."""
-ASKED = {"hh_harmless": 180, "gpteacher_roleplay": 60, "coconot": 60}
+"""Conversations that end in a refusal."""
+ASKED = {"hh_harmless": 300, "gpteacher_roleplay": 60}
 """First turns that the model itself answers, beside the select prompts of demur's own sets."""
 
 LICENCES = {
@@ -57,9 +91,8 @@ LICENCES = {
     "oasst": "Apache-2.0",
     "topical_chat": "CDLA-Sharing-1.0",
     "hh_harmless": "MIT",
-    "coconot": "ODC-BY",
     "refusals": "prompts of hh_harmless, MIT",
-    "model_answers": "prompts of demur, hh_harmless, gpteacher and coconot; answers by SmolLM2, Apache-2.0",
+    "model_answers": "prompts of demur, hh_harmless and gpteacher; answers by SmolLM2, Apache-2.0",
 }
 
 
@@ -133,16 +166,20 @@ def hh_harmless(data: Path) -> Iterator[Turns]:
         ]
 
 
-def coconot(data: Path) -> Iterator[Turns]:
-    for row in lines(data / "coconot/coconot_pref.jsonl"):
-        yield user(row["prompt"], row["rejected"])
-        yield user(row["prompt"], row["chosen"])
+def a_system(rng: random.Random) -> str:
+    """A system prompt: the model's own in four of ten cases (an empty text), the safety one in two, or another."""
+    shares = {"": 0.4, SAFETY_SYSTEM_PROMPT: 0.2, rng.choice(SAFE_SYSTEMS): 0.2, rng.choice(OTHER_SYSTEMS): 0.2}
+    return rng.choices(list(shares), list(shares.values()))[0]
 
 
-def answered_by_model(prompts: list[str]) -> Iterator[Turns]:
-    """The embedded model's own answers of 48 tokens, under its default and under the safety system prompt."""
+def under(system: str, turns: Turns) -> Turns:
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+def answered_by_model(prompts: list[str], rng: random.Random) -> Iterator[Turns]:
+    """The embedded model's own answers of 48 tokens: to each prompt two, under its default and under a safe system."""
     lm = load(NAME)
-    asked = [(text, system) for text in prompts for system in ("", SAFETY_SYSTEM_PROMPT)]
+    asked = [(text, s) for text in prompts for s in ("", rng.choice([SAFETY_SYSTEM_PROMPT, rng.choice(SAFE_SYSTEMS)]))]
     rows = []
     for text, system in asked:
         messages = [Message("system", system)] if system else []
@@ -152,8 +189,7 @@ def answered_by_model(prompts: list[str]) -> Iterator[Turns]:
             for index, answer in zip(batch, generate(lm, [rows[i] for i in batch], 48), strict=True):
                 text, system = asked[index]
                 if answer.text:
-                    turns = [{"role": "system", "content": system}] if system else []
-                    yield turns + user(text, answer.text)
+                    yield under(system, user(text, answer.text))
             advance(len(batch))
 
 
@@ -169,7 +205,6 @@ def main() -> None:
         "oasst": oasst(data),
         "topical_chat": topical_chat(data),
         "hh_harmless": hh_harmless(data),
-        "coconot": coconot(data),
     }
     rows: list[dict[str, Any]] = []
     first_turns = {}
@@ -177,19 +212,19 @@ def main() -> None:
         taken = list(conversations)
         rng.shuffle(taken)
         for turns in taken[: LIMITS[source]]:
-            if turns[0]["role"] != "system" and rng.random() < 0.5:
-                turns = [{"role": "system", "content": SAFETY_SYSTEM_PROMPT}, *turns]
-            rows.append({"messages": turns, "source": source})
+            system = "" if turns[0]["role"] == "system" else a_system(rng)
+            rows.append({"messages": under(system, turns), "source": source})
         first_turns[source] = [t[0]["content"] for t in taken if t[0]["role"] == "user" and len(t[0]["content"]) < 400]
     rng = random.Random(1)
-    # what the safety system prompt asks for, after requests of the kind it is meant for
+    # refusals after requests of the kind that system prompts of safety are meant for
     for text in rng.sample(first_turns["hh_harmless"], REFUSALS):
-        turns = [{"role": "system", "content": SAFETY_SYSTEM_PROMPT}, *user(text, REFUSAL)]
-        rows.append({"messages": turns, "source": "refusals"})
+        system = a_system(rng)
+        refusal = REFUSAL if system == SAFETY_SYSTEM_PROMPT else rng.choice(REFUSED)
+        rows.append({"messages": under(system, user(text, refusal)), "source": "refusals"})
     own = [p.text for name in OWN for p in take(load_prompts(name, "benign"), "select")]
     asked = own + [text for source, count in ASKED.items() for text in rng.sample(first_turns[source], count)]
     with progress.shown():
-        rows += [{"messages": turns, "source": "model_answers"} for turns in answered_by_model(asked)]
+        rows += [{"messages": turns, "source": "model_answers"} for turns in answered_by_model(asked, rng)]
     rng.shuffle(rows)
     rows = [{**row, "licence": LICENCES[row["source"]]} for row in rows]
     write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
