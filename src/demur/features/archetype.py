@@ -6,6 +6,10 @@ cannot find a latent that acts on the prompt's tokens alone.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Sequence
+
 import torch
 
 from demur.errors import InputError
@@ -16,6 +20,15 @@ from demur.types import Hookpoint, LatentRanking, LatentScore, stable_hash
 
 MIN_TOKENS = 2
 """Tokens of the refusal on which a candidate is active, at least."""
+
+
+def usual_refusal(refusals: Sequence[str]) -> str:
+    """The first sentence that most of `refusals` begin with, the shortest on a tie; empty without any.
+
+    A refusal in the model's own words: latents of a wording that it never uses would be found with another.
+    """
+    first = Counter(re.split(r"(?<=[.!?])\s", text.strip())[0] for text in refusals)
+    return min(first, key=lambda text: (-first[text], len(text), text), default="")
 
 
 def candidates(

@@ -24,7 +24,7 @@ from demur.eval.complete import Completions
 from demur.eval.divergence import divergence
 from demur.eval.measurements import Measurements
 from demur.eval.rows import ANY, FULL, Sets, Verdicts, refusal_gain, study_row
-from demur.features.archetype import candidates
+from demur.features.archetype import candidates, usual_refusal
 from demur.features.choose import Tried, rank_finalists
 from demur.features.control import control_latent, firing_rates
 from demur.features.screen import Screen, halve
@@ -67,6 +67,9 @@ from demur.verbs.config import PromptFile, StudyConfig
 
 SEEDLESS = ("needs",)
 """Fields of a study that change no number, and so do not make it another run."""
+_USUAL = 24
+"""Harmful select prompts on which the model's own refusals are looked for."""
+_ANY_REFUSAL = "I'm sorry, but I can't help with that."
 _COARSE_KEEP = 4
 """Candidates, per finalist, that go from the coarse screen to the fine one."""
 
@@ -92,6 +95,8 @@ class _Study:
     hookpoint: Hookpoint
     harmful: list[Prompt]
     plain: list[Prompt]
+    usual: list[Prompt]
+    """Harmful select prompts that show how the model refuses."""
     sets: Sets
     judge: RulesJudge = field(default_factory=RulesJudge)
 
@@ -179,6 +184,7 @@ def study(config: StudyConfig, out: Path | None = None) -> StudyResult:
         hookpoint,
         _some(harmful, "select", config.select_prompts, config.harmful.path),
         _some(plain, "select", config.select_prompts, config.plain.path),
+        _some(harmful, "select", _USUAL, config.harmful.path),
         sets,
     )
     with _alone(folder):
@@ -305,20 +311,33 @@ def _candidates(going: _Study) -> tuple[LatentRanking, list[str], list[int]]:
     prompt = Prompt("archetype", (Message("user", config.archetype),), "harmful", "study")
     if not path.exists():
         completion = _complete(going, [prompt], SteeringSpec())[0]
-        by_itself = going.judge.judge(prompt, completion).label == "refused"
-        refusal = text_ids(lm, completion.text if by_itself else config.refusal)
         notes = []
-        if not by_itself:
+        text = completion.text
+        if going.judge.judge(prompt, completion).label != "refused":
+            text, whose = _refusal(going)
             notes.append(
-                "The unsteered model does not refuse the archetypal prompt by itself, so candidates were read from the "
-                f"refusal that the study gives: {config.refusal!r}."
+                "The unsteered model does not refuse the archetypal prompt by itself, so candidates were read from "
+                f"{whose}: {text!r}."
             )
+        refusal = text_ids(lm, text)
         ranking = candidates(lm, going.loaded, going.hookpoint, going.rows([prompt])[0], refusal)
         write_json(path, {"ranking": to_json(ranking), "notes": notes, "refusal": refusal})
     saved = read_json(path)
     found = from_json(LatentRanking, saved["ranking"], str(path))
     progress.say(f"  {len(found.scores)} latents are active on at least two tokens of the refusal")
     return found, saved["notes"], saved["refusal"]
+
+
+def _refusal(going: _Study) -> tuple[str, str]:
+    """A refusal to put in the model's mouth, and whose it is."""
+    if going.config.refusal.strip():
+        return going.config.refusal, "the refusal that the study gives"
+    said = _complete(going, going.usual, SteeringSpec())
+    refused = {v.prompt for v in _judge(going, going.usual, [SteeringSpec()]) if v.label == "refused"}
+    texts = [completion.text for completion in said if completion.prompt in refused]
+    if text := usual_refusal(texts):
+        return text, f"its most frequent refusal of {len(going.usual)} harmful select prompts"
+    return _ANY_REFUSAL, "a usual refusal, because it refuses no harmful select prompt either"
 
 
 def _screen(going: _Study, found: LatentRanking, refusal: list[int]) -> LatentRanking:
