@@ -12,24 +12,23 @@ from demur.eval.measurements import Measurements
 from demur.eval.reconstruction import ce_recovered
 from demur.eval.rows import ANY, FULL, Verdicts, refusal_gain
 from demur.lm.chat import chat_ids, text_ids
+from demur.spec import Edit, SteeringSpec
 from demur.steering.steer import steer
 from demur.testing import tiny_model, tiny_sae
 from demur.types import (
     UNSTEERED,
-    Edit,
     Hookpoint,
     Label,
     Message,
     Prompt,
     Question,
-    SteeringSpec,
     Verdict,
 )
 
 LM = tiny_model()
 SAES = {"s": tiny_sae()}
 AT = Hookpoint(1)
-SPECS = [SteeringSpec(), SteeringSpec((Edit(str(AT), "s", 3, 6.0),))]
+SPECS = [SteeringSpec(), SteeringSpec((Edit(str(AT), "s", (3,), 6.0),))]
 TEXTS = ("Hi", "How do I make a cake?", "What is blue and what is not?", "Hello there", "Bye")
 PROMPTS = [Prompt(f"p{i}", (Message("user", text),), "benign", "test") for i, text in enumerate(TEXTS)]
 

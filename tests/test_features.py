@@ -4,16 +4,15 @@ import pytest
 import torch
 
 from demur.errors import InputError
-from demur.features.archetype import candidates
+from demur.features.archetype import candidates, usual_refusal
 from demur.features.choose import Tried, rank_finalists
 from demur.features.control import control_latent, firing_rates
-from demur.features.screen import Screen
+from demur.features.screen import rank_screened
 from demur.lm.chat import chat_ids, text_ids
 from demur.lm.record import read
 from demur.sae.store import LoadedSae, SaeConfig, SaeModel
-from demur.steering.steer import steer
 from demur.testing import tiny_model, tiny_sae
-from demur.types import Edit, Hookpoint, LatentRanking, LatentScore, Message, SteeringSpec
+from demur.types import Hookpoint, LatentRanking, LatentScore, Message
 
 LM = tiny_model()
 SAE = tiny_sae()
@@ -37,22 +36,19 @@ def test_no_candidate_is_an_error() -> None:
         candidates(LM, LOADED, AT, ROWS[0], REFUSAL[:1])
 
 
-def test_the_screen_equals_whole_forward_passes() -> None:
-    screen = Screen(LM, LOADED, AT, ROWS, REFUSAL, batch_size=2)
+def test_the_screen_orders_by_refusals_and_keeps_the_proposed_order_among_equals() -> None:
+    found = LatentRanking("archetype", str(AT), "s", "p", tuple(LatentScore(i, 9.0 - i, {"a": 1.0}) for i in range(4)))
+    ranking = rank_screened(found, {0: 0.25, 1: 1.0, 3: 0.25}, "q")
+    assert [score.latent for score in ranking.scores] == [1, 0, 3]
+    assert ranking.scores[0] == LatentScore(1, 1.0, {"screen": 1.0, "refusal_tokens": 8.0, "a": 1.0})
+    assert ranking.prompts == "q"
 
-    def slow(spec: SteeringSpec) -> float:
-        total = 0.0
-        for row in ROWS:
-            ids = torch.tensor([[*row, *REFUSAL]])
-            with torch.no_grad(), steer(LM.model, spec, {"s": SAE}):
-                log_probs = LM.model(ids).logits[0].log_softmax(-1)
-            total += sum(float(log_probs[len(row) - 1 + j, token]) for j, token in enumerate(REFUSAL))
-        return total / len(ROWS)
 
-    unsteered = slow(SteeringSpec())
-    for latent in (0, 17, 95):
-        expected = slow(SteeringSpec((Edit(str(AT), "s", latent, 6.0),))) - unsteered
-        assert screen.score(latent, 6.0).score == pytest.approx(expected, abs=1e-4)
+def test_the_usual_refusal_is_the_most_frequent_first_sentence() -> None:
+    said = ["I can't help. Sorry.", "No.", "I can't help. Ask me something else.", "I won't. No."]
+    assert usual_refusal(said) == "I can't help."
+    assert usual_refusal([*said[1:2], "I won't."]) == "No."
+    assert usual_refusal([]) == ""
 
 
 def test_finalists_come_first_by_their_effect_and_ties_go_to_the_screen() -> None:

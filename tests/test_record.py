@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,16 +23,47 @@ from demur.record import (
     whole_file,
     write_json,
 )
-from demur.types import UNSTEERED, Completion, Edit, Message, Prompt, Run, SteeringSpec, Verdict
+from demur.spec import DirectionEdit, Edit, LatentGate, NamedGate, Positions, SteeringSpec, Unit
+from demur.types import UNSTEERED, Completion, Message, Prompt, Run, Verdict
 
-edits = st.builds(
-    Edit,
-    hookpoint=st.just("layers.1.resid_post"),
-    sae=st.text(max_size=16),
-    latent=st.integers(0, 10**6),
-    value=st.floats(0, 100),
+units: st.SearchStrategy[Unit] = st.sampled_from(["latent", "max_act", "sigma"])
+values = st.floats(0, 100)
+edits = st.one_of(
+    st.builds(
+        Edit,
+        hookpoint=st.just("layers.1.resid_post"),
+        sae=st.text(max_size=16),
+        latents=st.lists(st.integers(0, 10**6), min_size=1, max_size=3, unique=True).map(tuple),
+        value=values,
+        op=st.sampled_from(["clamp", "floor", "ceil", "add"]),
+        unit=units,
+    ),
+    st.builds(
+        DirectionEdit,
+        hookpoint=st.just("layers.2.resid_post"),
+        direction=st.text(max_size=16),
+        value=st.floats(-9, 9),
+        unit=st.sampled_from(["direction", "sigma"]),
+    ),
 )
-specs = st.builds(SteeringSpec, edits=st.lists(edits, max_size=3).map(tuple), skip_first=st.booleans())
+positions = st.builds(
+    Positions, where=st.sampled_from(["all", "prompt", "last_prompt_token", "user"]), every=st.integers(1, 5)
+)
+gates = st.one_of(
+    st.none(),
+    st.builds(LatentGate, hookpoint=st.just("layers.0"), sae=st.text(), latent=st.integers(0, 9), threshold=values),
+    st.builds(NamedGate, hookpoint=st.just("layers.0"), name=st.text(), positions=positions),
+)
+specs = st.builds(
+    SteeringSpec,
+    edits=st.lists(edits, max_size=3, unique_by=lambda e: getattr(e, "sae", None)).map(tuple),
+    positions=positions,
+    gate=gates,
+    skip_first=st.booleans(),
+    mode=st.sampled_from(["error_preserving", "reconstruct"]),
+    exact=st.booleans(),
+    system=st.text(max_size=8),
+)
 
 
 @given(specs)
@@ -39,12 +71,13 @@ def test_a_spec_survives_json_and_keeps_its_hash(spec: SteeringSpec) -> None:
     back = from_json(SteeringSpec, json.loads(json.dumps(to_json(spec))))
     assert back == spec
     assert back.hash == spec.hash
-    assert (spec.hash == UNSTEERED) == (not spec.edits)
+    assert (spec.hash == UNSTEERED) == (not spec.edits and not spec.system)
+    assert replace(spec, edits=spec.edits[::-1]).hash == spec.hash
 
 
 def test_the_hash_of_a_spec_is_pinned() -> None:
-    spec = SteeringSpec((Edit("layers.14.resid_post", "abc", 7, 12.0),))
-    assert spec.hash == "e0ba5eead43b9ec4", "a changed hash orphans every saved completion: is that meant?"
+    spec = SteeringSpec((Edit("layers.14.resid_post", "abc", (7,), 12.0),))
+    assert spec.hash == "0fbea5a584159682", "a changed hash orphans every saved completion: is that meant?"
 
 
 @pytest.mark.parametrize(

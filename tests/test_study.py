@@ -15,6 +15,7 @@ from tiny_study import STUDY, numbers, save_model, write_tiny_study
 
 import demur.record
 from demur.cli.main import main
+from demur.data.prompts import OWN, load_prompts
 from demur.record import from_json, read_json
 from demur.testing import ARCHITECTURES, tiny_model
 from demur.types import StudyResult
@@ -76,14 +77,18 @@ def test_the_run_folder_holds_everything_with_the_specs_hash(finished: Path) -> 
 
 def test_choosing_and_reporting_use_different_prompts(finished: Path) -> None:
     result = from_json(StudyResult, read_json(finished / "study.json"))
-    chosen_on: set[str] = set()
-    reported_on: set[str] = set()
+    split = {p.id: p.split for name in OWN for p in load_prompts(name, "benign")}
     reported = {row.spec for row in (*result.rows, *result.control_rows)}
-    for line in (finished / "completions.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        (reported_on if row["spec"] in reported else chosen_on).add(row["prompt"])
+    screened = [json.loads(line) for line in (finished / "screen.jsonl").read_text().splitlines()]
+    said = [json.loads(line) for line in (finished / "completions.jsonl").read_text().splitlines()]
+    chosen_on = {row["prompt"] for row in (*screened, *said) if row["spec"] not in reported} - {"archetype"}
     assert chosen_on
-    assert not chosen_on & reported_on
+    assert {split[prompt] for prompt in chosen_on} == {"select"}
+    for row in (*result.rows, *result.control_rows):
+        tested = {one["prompt"] for one in said if one["spec"] == row.spec and split.get(one["prompt"]) == "test"}
+        assert len(tested) == 5 + 4 + 3
+        scored = (row.harmful_refused.n, row.benign_refused.n, row.lookalike_refused.n)
+        assert all(n <= size for n, size in zip(scored, (5, 4, 3), strict=True))
 
 
 def test_the_same_study_again_gives_the_same_verdicts(study_file: Path, finished: Path, tmp_path: Path) -> None:

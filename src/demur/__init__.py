@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from demur.lm.load import wrap as wrap
     from demur.sae.store import load_sae as load_sae
     from demur.sae.store import save_sae as save_sae
+    from demur.spec import Edit as Edit
+    from demur.spec import SteeringSpec as SteeringSpec
     from demur.steering.steer import steer as steer
-    from demur.types import Edit as Edit
     from demur.types import Message as Message
     from demur.types import Prompt as Prompt
-    from demur.types import SteeringSpec as SteeringSpec
     from demur.verbs.config import StudyConfig as StudyConfig
     from demur.verbs.study import study as study
 
 _HOMES = {
-    "Edit": "demur.types",
+    "Edit": "demur.spec",
     "Message": "demur.types",
     "Prompt": "demur.types",
-    "SteeringSpec": "demur.types",
+    "SteeringSpec": "demur.spec",
     "StudyConfig": "demur.verbs.config",
     "chat_ids": "demur.lm.chat",
     "generate": "demur.lm.generate",

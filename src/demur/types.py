@@ -6,7 +6,7 @@ SteeringSpec that was in force. `demur.record` writes and reads them.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Intent = Literal["harmful", "benign"]
@@ -103,36 +103,6 @@ class LatentRanking:
     prompts: str
     """Hash of the prompt set that was looked at."""
     scores: tuple[LatentScore, ...]
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One change to one latent. `clamp` sets it to `value` on every steered token."""
-
-    hookpoint: str
-    sae: str
-    """Hash of the SAE."""
-    latent: int
-    value: float
-    op: Literal["clamp"] = "clamp"
-    unit: Literal["latent"] = "latent"
-    """`latent`: the SAE's own activation units."""
-
-
-@dataclass(frozen=True)
-class SteeringSpec:
-    """What to do to a model: data only, no tensors. Its hash labels every output made under it."""
-
-    edits: tuple[Edit, ...] = ()
-    positions: Literal["all"] = "all"
-    """`all`: every prompt and generated token; padding is never steered."""
-    skip_first: bool = True
-    """Leave the first token alone: it is an attention sink whose activation no SAE is trained on."""
-
-    @property
-    def hash(self) -> str:
-        """Stable over processes and key order; `unsteered` for a spec without edits."""
-        return stable_hash(asdict(self)) if self.edits else UNSTEERED
 
 
 @dataclass(frozen=True)

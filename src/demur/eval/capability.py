@@ -15,9 +15,10 @@ from demur.lm.batches import batches, pad
 from demur.lm.chat import text_ids
 from demur.lm.load import LanguageModel
 from demur.lm.score import log_probs_from, read_padded
-from demur.sae.topk import TopKSae
+from demur.sae.base import Sae
+from demur.spec import SteeringSpec
 from demur.steering.steer import steer
-from demur.types import Hookpoint, Measurement, Question, SteeringSpec
+from demur.types import Hookpoint, Measurement, Question
 
 
 def capability(
@@ -25,7 +26,7 @@ def capability(
     hookpoint: Hookpoint,
     questions: Sequence[Question],
     specs: Sequence[SteeringSpec],
-    saes: dict[str, TopKSae],
+    saes: dict[str, Sae],
     measurements: Measurements,
     batch_size: int = 32,
     advance: Callable[[float], None] = lambda amount: None,

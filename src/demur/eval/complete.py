@@ -10,9 +10,10 @@ from demur.lm.chat import chat_ids, with_system
 from demur.lm.generate import generate
 from demur.lm.load import LanguageModel
 from demur.record import append_jsonl, read_jsonl
-from demur.sae.topk import TopKSae
+from demur.sae.base import Sae
+from demur.spec import SteeringSpec
 from demur.steering.steer import steer
-from demur.types import Completion, Prompt, SteeringSpec
+from demur.types import Completion, Prompt
 
 
 class Completions:
@@ -38,25 +39,26 @@ class Completions:
         self,
         lm: LanguageModel,
         prompts: Sequence[Prompt],
-        spec: SteeringSpec,
-        saes: dict[str, TopKSae],
+        spec: SteeringSpec | Sequence[SteeringSpec],
+        saes: dict[str, Sae],
         system: str,
         max_new_tokens: int,
         batch_size: int,
         advance: Callable[[float], None] = lambda amount: None,
     ) -> list[Completion]:
-        """Complete all `prompts` after `system` under `spec`; `saes` maps SAE hashes to SAEs."""
+        """Complete all `prompts` after `system` under `spec`, or each under its own; `saes` maps hashes to SAEs."""
         rows = [chat_ids(lm, with_system(prompt, system)) for prompt in prompts]
-        label = spec.hash
-        with steer(lm.model, spec, saes):
-            for batch in batches([len(row) for row in rows], batch_size):
-                if any((label, prompts[i].id) not in self._rows for i in batch):
+        specs = [spec] * len(prompts) if isinstance(spec, SteeringSpec) else list(spec)
+        keys = [(one.hash, prompt.id) for one, prompt in zip(specs, prompts, strict=True)]
+        for batch in batches([len(row) for row in rows], batch_size):
+            if any(keys[i] not in self._rows for i in batch):
+                with steer(lm.model, spec if isinstance(spec, SteeringSpec) else [specs[i] for i in batch], saes):
                     answers = generate(lm, [rows[i] for i in batch], max_new_tokens)
-                    made = [
-                        Completion(prompts[i].id, label, answer.text, len(answer.ids), answer.stop)
-                        for i, answer in zip(batch, answers, strict=True)
-                    ]
-                    append_jsonl(self._path, made)
-                    self._rows.update({(row.spec, row.prompt): row for row in made})
-                advance(len(batch))
-        return self.of(label, prompts)
+                made = [
+                    Completion(prompts[i].id, keys[i][0], answer.text, len(answer.ids), answer.stop)
+                    for i, answer in zip(batch, answers, strict=True)
+                ]
+                append_jsonl(self._path, made)
+                self._rows.update({(row.spec, row.prompt): row for row in made})
+            advance(len(batch))
+        return [self._rows[key] for key in keys]

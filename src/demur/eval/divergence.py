@@ -13,9 +13,10 @@ from demur.eval.measurements import Measurements
 from demur.lm.batches import Row, batches, pad
 from demur.lm.load import LanguageModel
 from demur.lm.score import log_probs_from, read_padded
-from demur.sae.topk import TopKSae
+from demur.sae.base import Sae
+from demur.spec import SteeringSpec
 from demur.steering.steer import steer
-from demur.types import Hookpoint, Measurement, SteeringSpec
+from demur.types import Hookpoint, Measurement
 
 
 def divergence(
@@ -23,7 +24,7 @@ def divergence(
     hookpoint: Hookpoint,
     items: Sequence[tuple[str, Row, Row]],
     specs: Sequence[SteeringSpec],
-    saes: dict[str, TopKSae],
+    saes: dict[str, Sae],
     measurements: Measurements,
     batch_size: int = 8,
     advance: Callable[[float], None] = lambda amount: None,

@@ -13,7 +13,7 @@ from demur import progress
 from demur.lm.attach import Edit, Step, attach
 from demur.lm.batches import Row, batches, pad
 from demur.lm.load import LanguageModel
-from demur.sae.topk import TopKSae
+from demur.sae.base import Sae
 from demur.types import Hookpoint
 
 
@@ -30,7 +30,7 @@ class Recovered(NamedTuple):
     tokens: int
 
 
-def ce_recovered(lm: LanguageModel, sae: TopKSae, hookpoint: Hookpoint, rows: Sequence[Row]) -> Recovered:
+def ce_recovered(lm: LanguageModel, sae: Sae, hookpoint: Hookpoint, rows: Sequence[Row]) -> Recovered:
     """CE of next-token prediction over `rows` (token ids): as is, reconstructed, and zero-ablated.
 
     The first token of each row keeps its own residual in all three: it is an attention sink that SAEs are not

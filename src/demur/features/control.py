@@ -14,11 +14,11 @@ from demur.errors import InputError
 from demur.lm.batches import Row, batches, pad, shared_length
 from demur.lm.load import LanguageModel
 from demur.lm.record import read
-from demur.sae.topk import TopKSae
+from demur.sae.base import Sae
 from demur.types import Hookpoint
 
 
-def firing_rates(lm: LanguageModel, sae: TopKSae, hookpoint: Hookpoint, rows: Sequence[Row]) -> Tensor:
+def firing_rates(lm: LanguageModel, sae: Sae, hookpoint: Hookpoint, rows: Sequence[Row]) -> Tensor:
     """Share of the tokens of `rows` (token ids) that each latent is active on.
 
     What all rows begin with, the system prompt mostly, is left out: it is the same few tokens every time.
@@ -32,8 +32,7 @@ def firing_rates(lm: LanguageModel, sae: TopKSae, hookpoint: Hookpoint, rows: Se
         counted = padded.mask.bool()
         counted[:, : max(shared, 1)] = False
         with torch.no_grad():
-            sparse = sae.encode_sparse(residual[counted])
-        fired += torch.bincount(sparse.indices[sparse.values > 0].cpu(), minlength=sae.d_sae)
+            fired += (sae.encode(residual[counted]) > 0).sum(0).cpu()
         tokens += int(counted.sum())
     return fired / max(tokens, 1)
 

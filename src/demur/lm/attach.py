@@ -1,14 +1,18 @@
-"""Attach pure functions to a hookpoint: they read or replace the residual while a `with` block runs.
+"""Attach pure functions to hookpoints: they read or replace the residual while a `with` block runs.
 
-Leaving the block removes every hook, also after an error, and the model is bit for bit what it was.
-Positions are absolute: under a KV cache a forward pass sees one token, and `Step` says which one it is.
+Leaving the block removes every hook, also after an error, and the model is bit for bit what it was. Positions are
+absolute: under a KV cache a forward pass sees one token, and `Step` says which one it is, of which row, and where
+that row's prompt ends, so that an edit does the same with and without a cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,10 +28,58 @@ class Step(NamedTuple):
 
     positions: Tensor
     """[batch, pos] int64: index of each token in its own row, padding not counted; -1 for padding."""
+    prompt_lengths: Tensor
+    """[batch] int64: tokens of each row that the caller gave; later ones were written by the model."""
+    rows: Tensor
+    """[batch] int64: which sequence each row is, the same throughout one call of `generate`. Longer than the batch
+    where one row stands for all of them (a shared prefix)."""
+    origin: Tensor
+    """Like `rows`: which row of the caller's batch it comes from; beams and samples of one row share it."""
+    total: int
+    """Sequences of the call; `rows` are below it."""
+    given: int
+    """Rows of the caller's batch; `origin` is below it."""
+    beams: bool
+    """Sequences are swapped between passes, so nothing that was remembered of one of them can be trusted."""
+    fresh: bool
+    """Nothing is in the cache: what was remembered of earlier passes is void."""
+    ids: Tensor | None
+    """[batch, pos] token ids; None where the model was given embeddings."""
 
 
 Edit = Callable[[Tensor, Step], Tensor]
 """Residual [batch, pos, d_model] and step to a NEW residual of the same shape; never in place."""
+
+
+@dataclass
+class Generation:
+    """What is known about the rows of a call that runs the model several times."""
+
+    batch: int
+    """Rows that the caller gave."""
+    lengths: Tensor | None = None
+    """[batch] prompt lengths in tokens, where known."""
+    columns: int = 0
+    """Columns of the prompt, where lengths follow from the mask."""
+    mask: Tensor | None = None
+    """[batch, columns] the caller's mask, for passes that hide it (a static cache)."""
+    rows: Tensor | None = None
+    """Which of the rows are in the next pass; None for all."""
+    beams: bool = False
+
+
+@dataclass
+class _Attached:
+    """What demur keeps about a model while something is attached to it."""
+
+    depth: int = 0
+    generation: Generation | None = None
+    remembered: Tensor | None = None
+    """[batch] prompt lengths of a loop that the caller runs: the tokens of the last pass with an empty cache."""
+    rows_differ: int = 0
+
+
+_ATTACHED: WeakKeyDictionary[Any, _Attached] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -36,40 +88,175 @@ def attach(model: PreTrainedModel, hookpoint: Hookpoint, edit: Edit) -> Iterator
 
     Edits attached later see what earlier ones returned. Raises `InputError` for a hookpoint outside the model.
     """
-    block = block_at(model, hookpoint)
-    current: list[Step] = []
-
-    def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        current[:] = [_step(args, kwargs)]
-
-    def after(_module: Any, _args: Any, output: Any) -> Any:
-        residual = output[0] if isinstance(output, tuple) else output
-        edited = edit(residual, current[0])
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
-
-    with ExitStack() as stack:
-        stack.callback(model.get_decoder().register_forward_pre_hook(before, with_kwargs=True).remove)
-        stack.callback(block.register_forward_hook(after).remove)
+    with attach_all(model, {hookpoint: edit}):
         yield
 
 
-def _step(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-    """Absolute positions of the tokens in a call of the decoder, from its mask and its cache."""
-    tokens = kwargs.get("input_ids")
-    if tokens is None:
-        tokens = args[0] if args else kwargs["inputs_embeds"]
+@contextmanager
+def attach_all(model: PreTrainedModel, edits: Mapping[Hookpoint, Edit], rows_differ: bool = False) -> Iterator[None]:
+    """`attach` at several hookpoints, which share one `Step` a pass.
+
+    `rows_differ`: rows of one batch are not treated alike, so nothing may be computed once for all of them.
+    """
+    places = [(block_at(model, hookpoint), edit) for hookpoint, edit in edits.items()]
+    with ExitStack() as stack:
+        if places:
+            known = stack.enter_context(_known(model))
+            known.rows_differ += rows_differ
+            stack.callback(_no_longer_differ, known, rows_differ)
+            current: list[Step] = []
+            before = partial(_before, known, current)
+            stack.callback(model.get_decoder().register_forward_pre_hook(before, with_kwargs=True).remove)
+            for block, edit in places:
+                stack.callback(block.register_forward_hook(partial(_after, current, edit)).remove)
+        yield
+
+
+def rows_differ(model: PreTrainedModel) -> bool:
+    """Whether what is attached to `model` treats the rows of a batch differently."""
+    known = _ATTACHED.get(model)
+    return known is not None and known.rows_differ > 0
+
+
+@contextmanager
+def generation(model: PreTrainedModel, about: Generation) -> Iterator[Generation]:
+    """Inside the block, passes of `model` belong to one call that `about` describes; it may be changed on the way."""
+    known = _ATTACHED.setdefault(model, _Attached())
+    before, known.generation = known.generation, about
+    try:
+        yield about
+    finally:
+        known.generation = before
+
+
+@contextmanager
+def prompt_lengths(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
+    """Inside the block, the first `lengths` [batch] tokens of each row are prompt and the rest counts as written."""
+    with generation(model, Generation(len(lengths), lengths=lengths)):
+        yield
+
+
+@contextmanager
+def _known(model: PreTrainedModel) -> Iterator[_Attached]:
+    """What is kept about `model`; the outermost one makes the model's `generate` tell where the prompt ends."""
+    known = _ATTACHED.setdefault(model, _Attached())
+    outermost = known.depth == 0
+    own = model.__dict__.get("generate")
+    known.depth += 1
+    if outermost:
+        whole: Any = model  # not typed as assignable
+        whole.generate = partial(_generate, model, known, whole.generate)
+    try:
+        yield known
+    finally:
+        known.depth -= 1
+        if outermost:
+            model.__dict__.pop("generate", None)
+            if own is not None:
+                model.__dict__["generate"] = own
+            known.remembered = None
+
+
+def _generate(model: Any, known: _Attached, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The model's own `generate`, with its prompt made known to what is attached."""
+    if known.generation is not None:  # a call that has said it all
+        return inner(*args, **kwargs)
+    given = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else kwargs.get("inputs_embeds")))
+    if given is None:
+        return inner(*args, **kwargs)
+    settings = kwargs.get("generation_config") or model.generation_config
+    beams = kwargs.get("num_beams") or getattr(settings, "num_beams", None) or 1
+    about = Generation(given.shape[0], columns=given.shape[1], mask=kwargs.get("attention_mask"), beams=beams > 1)
+    with generation(model, about):
+        return inner(*args, **kwargs)
+
+
+def _no_longer_differ(known: _Attached, rows_differ: bool) -> None:
+    known.rows_differ -= rows_differ
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _before(known: _Attached, current: list[Step], _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    current[:] = [_step(known, args, kwargs)]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _after(current: list[Step], edit: Edit, _module: Any, _args: Any, output: Any) -> Any:
+    residual = output[0] if isinstance(output, tuple) else output
+    edited = edit(residual, current[0])
+    return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+
+def _step(known: _Attached, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+    """The step of a call of the decoder, from its mask, its cache and what is known about the call around it."""
+    ids = kwargs.get("input_ids")
+    if ids is None and args:
+        ids = args[0]
+    tokens = ids if ids is not None else kwargs["inputs_embeds"]
     batch, length = tokens.shape[:2]
     cache = kwargs.get("past_key_values")
     past = int(cache.get_seq_length()) if cache is not None else 0
-    mask = kwargs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == past + length:
-        positions = mask.long().cumsum(-1) - 1
-        positions = positions.masked_fill(mask == 0, -1)[:, past:]
-    elif mask is not None:
+    about = known.generation
+    mask = _mask(kwargs.get("attention_mask"), about, batch, past + length)
+    if mask is None:
+        positions = torch.arange(past, past + length, device=tokens.device).expand(batch, length)
+        counted = None
+    else:
+        counted = mask.long().cumsum(-1)
+        positions = (counted - 1).masked_fill(mask == 0, -1)[:, past:]
+    rows, origin, total = _rows(about, batch, tokens.device)
+    given = about.batch if about is not None else batch
+    if about is not None and about.lengths is not None:
+        lengths = about.lengths.to(tokens.device)[origin[:batch]]
+    elif about is not None and about.columns:
+        lengths = _count(counted, min(about.columns, past + length), batch, tokens.device)
+    else:
+        if past == 0 or known.remembered is None or len(known.remembered) != batch:
+            known.remembered = _count(counted, past + length, batch, tokens.device)
+        lengths = known.remembered
+    return Step(
+        positions,
+        lengths,
+        rows,
+        origin,
+        total,
+        given,
+        beams=about is not None and about.beams,
+        fresh=past == 0,
+        ids=ids,
+    )
+
+
+def _count(counted: Tensor | None, columns: int, batch: int, device: torch.device) -> Tensor:
+    """Tokens in the first `columns` columns of each row."""
+    if counted is None:
+        return torch.full((batch,), columns, dtype=torch.long, device=device)
+    return counted[:, columns - 1]
+
+
+def _mask(mask: Any, about: Generation | None, batch: int, width: int) -> Tensor | None:
+    """One 0 or 1 for each of `width` tokens of a row, cached ones included; None where all are text."""
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == width):
+        return mask
+    if about is None or not about.columns:
         raise InputError(
             "the model was called with an attention mask that is not one 0 or 1 per token, so padding cannot be told "
             "from text; pass a 2-D attention_mask, or use the text-only class of the model"
         )
-    else:
-        positions = torch.arange(past, past + length, device=tokens.device).expand(batch, length)
-    return Step(positions)
+    if about.mask is None:
+        return None
+    given = about.mask.repeat_interleave(batch // about.batch, dim=0)
+    return torch.nn.functional.pad(given, (0, width - given.shape[1]), value=1)
+
+
+def _rows(about: Generation | None, batch: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """Identity and origin of each row of the pass, and how many sequences there are."""
+    if about is None:
+        rows = torch.arange(batch, device=device)
+        return rows, rows, batch
+    if about.rows is not None:
+        return about.rows, about.rows, about.batch
+    rows = torch.arange(batch, device=device)
+    if batch % about.batch:
+        raise InputError(f"the model was called with {batch} rows inside a call for {about.batch}; expected a multiple")
+    return rows, rows // (batch // about.batch), batch

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from demur.lm.attach import Generation, generation, rows_differ
 from demur.lm.batches import Padded, Row, pad, share_prefix
 from demur.lm.load import LanguageModel
 
@@ -29,7 +30,14 @@ def generate(lm: LanguageModel, rows: Sequence[Row], max_new_tokens: int) -> lis
 
     Runs under whatever is attached to the model. Greedy because a study compares interventions, not samples.
     """
-    shared = share_prefix(lm, rows)
+    lengths = torch.tensor([len(row) for row in rows], device=lm.device)
+    with generation(lm.model, Generation(len(rows), lengths, rows=torch.arange(len(rows), device=lm.device))) as about:
+        return _generate(lm, rows, max_new_tokens, about)
+
+
+def _generate(lm: LanguageModel, rows: Sequence[Row], max_new_tokens: int, about: Generation) -> list[Answer]:
+    never = max(map(len, rows))
+    shared = share_prefix(lm, rows, worthwhile=never if rows_differ(lm.model) else 8)
     cache = shared.cache
     padded = pad(lm, shared.rows, side="left")
     if shared.prefix:
@@ -68,6 +76,8 @@ def generate(lm: LanguageModel, rows: Sequence[Row], max_new_tokens: int) -> lis
             kept = torch.tensor(open_rows, dtype=torch.long, device=ids.device)
             cache.batch_select_indices(kept)
             ids, mask = ids[kept], mask[kept]
+            assert about.rows is not None
+            about.rows = about.rows[kept]
         padded = Padded(ids, mask)
         going = [going[place] for place in open_rows]
     return [_answer(lm, ids) for ids in answers]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from demur.sae.topk import TopKSae
+from demur.sae.base import Sae
 
 
 class SaeMetrics(NamedTuple):
@@ -31,7 +31,7 @@ class Measured(NamedTuple):
     """[d_sae], share of tokens on which each latent is active."""
 
 
-def measure(sae: TopKSae, activations: Iterable[Tensor]) -> Measured:
+def measure(sae: Sae, activations: Iterable[Tensor]) -> Measured:
     """Metrics of `sae` over batches of raw residuals [n, d_in], in one pass with float64 sums."""
     error = active = 0.0
     count = 0
@@ -42,17 +42,18 @@ def measure(sae: TopKSae, activations: Iterable[Tensor]) -> Measured:
     with torch.no_grad():
         for batch in activations:
             x = batch.to(sae.W_dec.device, torch.float32)
-            sparse = sae.encode_sparse(x)
-            difference = x - sae.decode_sparse(sparse).float()
+            prepared = sae.prepare(x)
+            latents = sae.encode_prepared(prepared.x)
+            difference = x - prepared.restore(sae.decode(latents)).float()
             # sums about the first batch's mean: massive means must not eat the variance's digits
             shift = x.mean(0) if shift is None else shift
             centred = (x - shift).cpu().double()
             error += float(difference.cpu().double().square().sum())
             total += centred.sum(0)
             squares += float(centred.square().sum())
-            is_active = sparse.values > 0
-            active += float(is_active.sum())
-            fired += torch.bincount(sparse.indices[is_active].cpu(), minlength=sae.d_sae).double()
+            counts = (latents > 0).sum(0).cpu()
+            active += float(counts.sum())
+            fired += counts.double()
             count += len(x)
     variance = squares - float(total.square().sum()) / max(count, 1)
     metrics = SaeMetrics(

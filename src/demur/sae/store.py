@@ -7,6 +7,7 @@ output made with it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from demur.errors import InputError, MismatchError, NotFoundError
 from demur.record import file_sha256, from_json, read_json, to_json, whole_file, write_json
+from demur.sae.base import Normalize, Reference, Sae
+from demur.sae.thresholded import KINDS
 from demur.sae.topk import TopKSae
 from demur.types import stable_hash
 
 FORMAT = "demur-sae/1"
+_REFERENCE = "reference."
+_LATER = {"normalize": "none", "subtract_b_dec": True}
+"""Fields that cfg.json gained later, with what they meant before."""
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the SAEs that ship with demur, by name."""
 
@@ -41,9 +47,13 @@ class SaeConfig:
     d_in: int
     d_sae: int
     k: int
+    """Active latents per token: exactly, at most or on average, as the architecture has it."""
     hookpoint: str
     model: SaeModel
     architecture: str = "topk"
+    """`topk`, `batchtopk`, `jumprelu`, `relu` or `gated`."""
+    normalize: Normalize = "none"
+    subtract_b_dec: bool = True
     format: str = FORMAT
     training: dict[str, Any] = field(default_factory=dict)
     """Data, tokens, seed, command and commit."""
@@ -55,16 +65,19 @@ class SaeConfig:
 class LoadedSae:
     """An SAE ready to use."""
 
-    sae: TopKSae
+    sae: Sae
     config: SaeConfig
     hash: str
     """16 hex digits over weights and meaning."""
     path: str
 
 
-def save_sae(folder: Path, sae: TopKSae, config: SaeConfig, dtype: torch.dtype = torch.float32) -> None:
-    """Write `sae` into `folder`, each file whole or absent."""
+def save_sae(folder: Path, sae: Sae, config: SaeConfig, dtype: torch.dtype = torch.float32) -> None:
+    """Write `sae` into `folder`, each file whole or absent. Its reference statistics go with it, where it has them."""
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in sae.state_dict().items()}
+    if sae.reference is not None:
+        for name, value in sae.reference._asdict().items():
+            tensors[_REFERENCE + name] = value.detach().to("cpu", torch.float32).contiguous()
     with whole_file(folder / "sae.safetensors") as temporary:
         save_file(tensors, temporary)
     write_json(folder / "cfg.json", config)
@@ -97,7 +110,7 @@ def load_sae(path: str | Path) -> LoadedSae:
         raise NotFoundError(f"{weights} is missing; copy the SAE folder again") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{weights} is not a whole safetensors file ({error}); copy it again") from error
-    sae = TopKSae(config.d_in, config.d_sae, config.k)
+    sae = _empty(config, folder)
     for name, parameter in sae.named_parameters():
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != tuple(parameter.shape):
@@ -106,7 +119,32 @@ def load_sae(path: str | Path) -> LoadedSae:
                 "the two files do not belong together"
             )
     sae.load_state_dict({name: tensors[name].float() for name in sae.state_dict()})
+    stored = {name: tensors[_REFERENCE + name] for name in Reference._fields if _REFERENCE + name in tensors}
+    if len(stored) == len(Reference._fields):
+        sae.reference = Reference(**stored)
     return LoadedSae(sae.requires_grad_(False), config, _hash(weights, config), str(path))
+
+
+def _empty(config: SaeConfig, folder: Path) -> Sae:
+    if config.architecture == TopKSae.kind:
+        return TopKSae(config.d_in, config.d_sae, config.k, config.normalize, config.subtract_b_dec)
+    if config.architecture not in KINDS:
+        raise InputError(
+            f"{folder}/cfg.json names the architecture {config.architecture!r}; this version knows "
+            f"{', '.join((TopKSae.kind, *KINDS))}"
+        )
+    return KINDS[config.architecture](config.d_in, config.d_sae, config.normalize, config.subtract_b_dec)
+
+
+def embedded_sae(name: str) -> LoadedSae | None:
+    """The SAE that ships with demur and has the hash `name`, if one has."""
+    return _embedded().get(name)
+
+
+@cache
+def _embedded() -> dict[str, LoadedSae]:
+    found = (load_sae(folder) for folder in sorted(EMBEDDED.glob("*")) if folder.is_dir())
+    return {loaded.hash: loaded for loaded in found}
 
 
 def check_fits(loaded: LoadedSae, name: str, fingerprint: str, d_model: int, n_blocks: int) -> None:
@@ -129,4 +167,6 @@ def check_fits(loaded: LoadedSae, name: str, fingerprint: str, d_model: int, n_b
 def _hash(weights: Path, config: SaeConfig) -> str:
     known = to_json(config)
     meaning = {key: known[key] for key in ("architecture", "k", "hookpoint", "format")}
+    # named only where they are not the usual, so that older SAEs keep their hash
+    meaning |= {key: known[key] for key, usual in _LATER.items() if known[key] != usual}
     return stable_hash([file_sha256(weights), meaning])

@@ -5,11 +5,20 @@ encode: p = (x - b_dec) W_enc + b_enc, keep the k largest per token, ReLU. decod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from demur.errors import InputError
+from demur.sae.base import Normalize, Reader, Sae
+
+_CHUNK = 1 << 24
+"""Pre-activations held at once while ranking: 64 MB in float32."""
+_COUNTED = 4
+"""Latents up to which counting larger pre-activations for each beats finding the k-th largest once."""
 
 
 class Sparse(NamedTuple):
@@ -21,7 +30,7 @@ class Sparse(NamedTuple):
     """[..., k] int64, which latents."""
 
 
-class TopKSae(nn.Module):
+class TopKSae(Sae):
     """A top-k SAE over residuals of width `d_in`, with `d_sae` latents of which `k` are active per token.
 
     The latent unit: training scales residuals to a mean squared norm of `d_in` and folds that scale into the
@@ -29,60 +38,29 @@ class TopKSae(nn.Module):
     typical norm (`unit`). Decoder rows all have the norm `unit`. Values are therefore comparable between models.
     """
 
-    def __init__(self, d_in: int, d_sae: int, k: int) -> None:
-        super().__init__()
+    kind = "topk"
+
+    def __init__(
+        self, d_in: int, d_sae: int, k: int, normalize: Normalize = "none", subtract_b_dec: bool = True
+    ) -> None:
         if not 0 < k <= d_sae:
             raise ValueError(f"k is {k}, expected 1 to d_sae = {d_sae}")
-        self.d_in, self.d_sae, self.k = d_in, d_sae, k
-        self.W_enc = nn.Parameter(torch.zeros(d_in, d_sae))
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
-
-    @property
-    def unit(self) -> float:
-        """Length of the residual's move per latent unit: the mean norm of the decoder rows."""
-        return float(self.W_dec.detach().float().norm(dim=1).mean())
-
-    def preactivations(self, x: Tensor) -> Tensor:
-        """Pre-activations [..., d_sae] of residuals `x` [..., d_in], in the SAE's own precision."""
-        x = x.to(self.W_enc.dtype)
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
+        super().__init__(d_in, d_sae, normalize, subtract_b_dec)
+        self.k = k
 
     def encode_sparse(self, x: Tensor) -> Sparse:
-        """The k active latents of each residual in `x` [..., d_in]."""
+        """The k active latents of each prepared residual in `x` [..., d_in]."""
         top = self.preactivations(x).topk(self.k, dim=-1, sorted=False)
         return Sparse(top.values.relu(), top.indices)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Latent activations [..., d_sae], dense, of residuals `x` [..., d_in]."""
+    def encode_prepared(self, x: Tensor) -> Tensor:
+        """Latent activations [..., d_sae], dense."""
         values, indices = self.encode_sparse(x)
         dense = values.new_zeros(*values.shape[:-1], self.d_sae)
         return dense.scatter(-1, indices, values)
 
-    def activation(self, x: Tensor, latent: int) -> Tensor:
-        """Activation [...] of one latent, exactly as `encode` gives it, without decoding or a top-k.
-
-        A latent whose pre-activation is not positive is inactive, which costs one dot product to know. The others
-        are active exactly if fewer than k pre-activations are larger. (Ties at the k-th place, which `topk` breaks
-        arbitrarily, count as active here.)
-        """
-        x = x.to(self.W_enc.dtype)
-        own = (x - self.b_dec) @ self.W_enc[:, latent] + self.b_enc[latent]
-        maybe = own > 0
-        result = torch.zeros_like(own)
-        if bool(maybe.any()):
-            p = self.preactivations(x[maybe])
-            mine = p[:, latent]
-            result[maybe] = mine.relu() * ((p > mine.unsqueeze(-1)).sum(-1) < self.k)
-        return result
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Residuals [..., d_in] from dense latents [..., d_sae]."""
-        return latents @ self.W_dec + self.b_dec
-
     def decode_sparse(self, sparse: Sparse) -> Tensor:
-        """Residuals [..., d_in] from the active latents; gathers k decoder rows a token, no dense product."""
+        """Prepared residuals [..., d_in] from the active latents; gathers k decoder rows a token, no dense product."""
         flat = F.embedding_bag(
             sparse.indices.reshape(-1, self.k),
             self.W_dec,
@@ -91,6 +69,54 @@ class TopKSae(nn.Module):
         )
         return flat.view(*sparse.indices.shape[:-1], self.d_in) + self.b_dec
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction of `x`."""
-        return self.decode_sparse(self.encode_sparse(x))
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Raw residuals [..., d_in] as the SAE reconstructs them."""
+        prepared = self.prepare(x)
+        return prepared.restore(self.decode_sparse(self.encode_sparse(prepared.x)))
+
+    def reader(self, latents: Sequence[int], exact: bool = True) -> Reader:
+        """Reads `latents` without a top-k and without decoding.
+
+        A latent whose pre-activation is not positive is inactive, which one dot product tells. Only tokens where some
+        wanted latent is positive are encoded, and there a latent is active exactly if fewer than k pre-activations
+        are larger. (Ties at the k-th place, which `topk` breaks arbitrarily, count as active here.)
+        """
+        columns, bias = self.thin(latents)
+        if not exact:
+            threshold = self._threshold()
+
+            def read_fast(x: Tensor, wanted: Tensor) -> Tensor:
+                own = torch.addmm(bias, x, columns)
+                return own * (wanted & (own >= threshold) & (own > 0))
+
+            return read_fast
+        chosen = torch.as_tensor(latents, device=self.W_enc.device)
+        folded = self.b_enc - self.b_dec @ self.W_enc if self.subtract_b_dec else self.b_enc
+        chunk = max(1, _CHUNK // self.d_sae)
+
+        def read(x: Tensor, wanted: Tensor) -> Tensor:
+            maybe = wanted & (torch.addmm(bias, x, columns) > 0)
+            found = torch.zeros_like(maybe, dtype=x.dtype)
+            rows = maybe.any(-1).nonzero().flatten()
+            for some in rows.split(chunk):
+                p = torch.addmm(folded, x if len(some) == len(x) else x[some], self.W_enc)
+                own = p[:, chosen]
+                found[some] = own * (maybe[some] & (own > 0) & self._among_largest(p, own))
+            return found
+
+        return read
+
+    def _among_largest(self, p: Tensor, own: Tensor) -> Tensor:
+        """Whether each of `own` [n, latents] is one of the k largest of its row of `p` [n, d_sae]."""
+        if own.shape[1] > _COUNTED:
+            return own >= p.topk(self.k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+        counts = [torch.count_nonzero(p > one, dim=-1) for one in own.split(1, dim=-1)]
+        return torch.stack(counts, dim=-1) < self.k
+
+    def _threshold(self) -> Tensor:
+        if self.reference is None:
+            raise InputError(
+                "the fast threshold path (exact = false) needs the SAE's reference statistics, which this SAE has not; "
+                "measure them with `demur sae measure`, or leave exact on"
+            )
+        return self.reference.threshold.to(self.W_enc.device)

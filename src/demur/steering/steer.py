@@ -1,58 +1,146 @@
-"""`with steer(lm, spec, saes):` the model runs under the spec inside the block and is itself again after it."""
+"""`with steer(model, spec, saes):` the model runs under the spec inside the block and is itself again after it.
+
+A sequence of specs steers each row of a batch by its own (None: not at all), as if it were alone. Works with plain
+forward passes and with `generate` (greedy, sampling, beams, any cache), on a model that anyone loaded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from demur.errors import InputError, MismatchError
-from demur.lm.attach import Edit as Hook
-from demur.lm.attach import Step, attach
-from demur.lm.hookpoints import parse_hookpoint, width
-from demur.sae.topk import TopKSae
-from demur.steering.clamp import clamp
-from demur.types import Edit, SteeringSpec
+from demur.errors import InputError
+from demur.lm.attach import Step, attach_all
+from demur.lm.hookpoints import parse_hookpoint
+from demur.lm.load import LanguageModel
+from demur.lm.turns import Turns, read_turns
+from demur.sae.base import Sae
+from demur.sae.store import LoadedSae
+from demur.spec import DirectionEdit, Edit, SteeringSpec
+from demur.steering.artefacts import Artefacts
+from demur.steering.counter import Counter, Slot
+from demur.steering.direction import Direction
+from demur.steering.gates import Fires
+from demur.steering.layer import DirectionEdits, SaeEdits
+from demur.steering.positions import OWNERS
+from demur.steering.rows import Rows
+from demur.types import Hookpoint
+
+
+class Steering:
+    """What `steer` did so far: the proof that it was applied."""
+
+    def __init__(self, counters: Sequence[Counter]) -> None:
+        self._counters = counters
+
+    def counts(self) -> list[Slot]:
+        """For each edited latent or direction the tokens steered and changed, and how far, by row of the batch.
+
+        Several batches in one `with` block add up row by row; beams and samples count for the row they come from.
+        """
+        return [slot for counter in self._counters for slot in counter.slots()]
 
 
 @contextmanager
-def steer(model: PreTrainedModel, spec: SteeringSpec, saes: Mapping[str, TopKSae]) -> Iterator[None]:
-    """Apply every edit of `spec` to `model` inside the block; `saes` maps SAE hashes to SAEs.
+def steer(
+    model: PreTrainedModel | LanguageModel,
+    spec: SteeringSpec | Sequence[SteeringSpec | None],
+    saes: Mapping[str, Sae] | Sequence[LoadedSae] = (),
+    *,
+    directions: Sequence[Direction] = (),
+    gates: Mapping[str, Fires] | None = None,
+) -> Iterator[Steering]:
+    """Apply `spec` to `model` inside the block, or spec i of a sequence to row i of every batch.
 
-    Works with `generate` and with plain forward passes, cached or not. Raises `MismatchError` for an SAE that is
-    not there or has another width, `InputError` for a latent or hookpoint that does not exist.
+    `saes`: the SAEs that the spec names by hash; those that ship with demur are found without. `directions`: likewise.
+    `gates`: the functions of gates that the spec names. Positions in user or assistant turns need a `LanguageModel`,
+    whose tokenizer knows the chat template. A spec's `system` is for whoever formats the prompt; nothing is done with
+    it here. Raises `MismatchError` for an SAE or direction that is not there or has another width, `InputError` for
+    a latent, hookpoint or gate that does not exist.
     """
-    places = [parse_hookpoint(edit.hookpoint) for edit in spec.edits]
-    if len(set(places)) < len(places):
+    specs = [spec] if isinstance(spec, SteeringSpec) else [one or SteeringSpec() for one in spec]
+    if not specs:
+        raise InputError("no spec was given; give one, or one for each row of the batch")
+    bare = model.model if isinstance(model, LanguageModel) else model
+    found = Artefacts(bare, saes, directions, gates or {})
+    rows = Rows(specs, found, _turns(model, specs))
+    places = rows.gated | {parse_hookpoint(edit.hookpoint) for one in specs for edit in one.edits}
+    hooks = {}
+    counters: list[Counter] = []
+    for place in sorted(places, key=lambda place: place.block):
+        groups = _groups(specs, place, found)
+        counted = [Counter(group.names, str(place)) for group in groups]
+        counters += counted
+        hooks[place] = partial(_edit, place, rows, list(zip(groups, counted, strict=True)))
+    with attach_all(bare, hooks, rows_differ=len(set(specs)) > 1):
+        yield Steering(counters)
+
+
+def _edit(
+    place: Hookpoint,
+    rows: Rows,
+    groups: Sequence[tuple[SaeEdits | DirectionEdits, Counter]],
+    residual: Tensor,
+    step: Step,
+) -> Tensor:
+    """The residual [batch, pos, d_model] after all edits at `place`, each of which reads it as it came."""
+    on = rows.steered(place, residual, step)
+    if not groups:
+        return residual
+    batch, length, d_model = residual.shape
+    x = residual.reshape(-1, d_model)
+    which = rows.which(step).to(x.device)
+    which = which if len(which) == 1 else which.repeat_interleave(length)
+    flat = on.to(x.device).reshape(-1)
+    total: Tensor | None = None
+    for group, counter in groups:
+        move = group.move(x, which, flat)
+        counter.add(move, batch, step)
+        total = move.delta if total is None else total + move.delta
+    assert total is not None
+    edited = (x.to(total.dtype) + total).to(residual.dtype)
+    return torch.where(flat.unsqueeze(-1), edited, x).view_as(residual)
+
+
+def _groups(specs: Sequence[SteeringSpec], place: Hookpoint, found: Artefacts) -> list[SaeEdits | DirectionEdits]:
+    """The edits at `place` of all specs, put together by what they go through."""
+    here = [[edit for edit in one.edits if parse_hookpoint(edit.hookpoint) == place] for one in specs]
+    through = [[edit for edit in edits if isinstance(edit, Edit)] for edits in here]
+    along = [[edit for edit in edits if isinstance(edit, DirectionEdit)] for edits in here]
+    groups: list[SaeEdits | DirectionEdits] = []
+    for one, edits in zip(specs, through, strict=True):
+        if one.mode == "reconstruct" and len({edit.sae for edit in edits}) > 1:
+            raise InputError(f"a spec in reconstruct mode has two SAEs at {place}, but only one can rebuild it")
+    kinds = dict.fromkeys((e.sae, one.exact) for one, edits in zip(specs, through, strict=True) for e in edits)
+    for name, exact in kinds:
+        mine = [
+            [edit for edit in edits if (edit.sae, one.exact) == (name, exact)]
+            for one, edits in zip(specs, through, strict=True)
+        ]
+        sae = found.sae(name, place, [latent for edits in mine for edit in edits for latent in edit.latents])
+        rebuilt = [bool(edits) and one.mode == "reconstruct" for one, edits in zip(specs, mine, strict=True)]
+        groups.append(SaeEdits(sae, name, mine, exact, rebuilt))
+    if any(along):
+        known = {edit.direction: found.direction(edit.direction) for edits in along for edit in edits}
+        groups.append(DirectionEdits(known, along, found.device(place)))
+    return groups
+
+
+def _turns(model: PreTrainedModel | LanguageModel, specs: Sequence[SteeringSpec]) -> Turns | None:
+    """The turn marks of the model's chat template, where some spec needs them."""
+    looks = [one.positions for one in specs if one.edits]
+    looks += [one.gate.positions for one in specs if one.edits and one.gate]
+    needed = [look.where for look in looks if look.where in OWNERS]
+    if not needed:
+        return None
+    if not isinstance(model, LanguageModel):
         raise InputError(
-            "the spec has two edits at one hookpoint, which this version cannot join; give one a hookpoint"
+            f"positions {needed[0]!r} need the chat template; give steer a LanguageModel (demur.load or demur.wrap) "
+            "in place of the bare model"
         )
-    with ExitStack() as stack:
-        for edit in spec.edits:
-            sae = _check(model, edit, saes)
-            hook = _hook(sae, edit, spec.skip_first)
-            stack.enter_context(attach(model, parse_hookpoint(edit.hookpoint), hook))
-        yield
-
-
-def _check(model: PreTrainedModel, edit: Edit, saes: Mapping[str, TopKSae]) -> TopKSae:
-    if edit.sae not in saes:
-        raise MismatchError(f"the spec wants the SAE {edit.sae}, but only {', '.join(saes) or 'none'} is loaded")
-    sae = saes[edit.sae]
-    if sae.d_in != width(model):
-        raise MismatchError(f"the SAE reads residuals of width {sae.d_in}, but the model's are {width(model)} wide")
-    if not 0 <= edit.latent < sae.d_sae:
-        raise InputError(f"latent {edit.latent} does not exist; the SAE has latents 0 to {sae.d_sae - 1}")
-    return sae
-
-
-def _hook(sae: TopKSae, edit: Edit, skip_first: bool) -> Hook:
-    first = 1 if skip_first else 0
-
-    def hook(residual: Tensor, step: Step) -> Tensor:
-        # padding is at position -1
-        return clamp(residual, sae, edit.latent, edit.value, step.positions.to(residual.device) >= first)
-
-    return hook
+    return read_turns(model.tokenizer)

@@ -117,17 +117,16 @@ class StudyConfig:
     frequent one on harmful select prompts."""
     values: tuple[float, ...] = (0, 4, 8, 10, 12)
     """Clamp values in latent units; 0 means unsteered and is always measured."""
-    select_value: float = 12
+    select_value: float = 8
     """Clamp value at which candidates are compared."""
+    screen_candidates: int = 0
+    """Candidates that are screened, those most active on the refusal first; 0 for all."""
+    screen_prompts: int = 4
+    """Harmful select prompts, not refused by the unsteered model, on which candidates are screened."""
     screen_tokens: int = 12
-    """Tokens of the refusal, at most, whose log-probability screens candidates: all of a short one. Fewer favour
-    latents that begin as a refusal does ("I'm sorry, but I'm a doctor")."""
-    coarse_prompts: int = 3
-    """Harmful select prompts on which every candidate is screened."""
-    screen_prompts: int = 12
-    """Harmful select prompts on which the best of them are screened again."""
-    finalists: int = 4
-    """Candidates that go from the screen to judged generations."""
+    """Length of the answers that screen candidates, in tokens."""
+    finalists: int = 5
+    """Candidates that go from the screen to the choice."""
     select_prompts: int = 24
     """Harmful select prompts on which finalists are judged; as many plain ones decide ties."""
     harmful: PromptFile = PromptFile("harmful")
@@ -163,13 +162,12 @@ class StudyConfig:
         object.__setattr__(self, "select_value", float(self.select_value))
         at_least = {
             "screen_tokens": 1,
-            "coarse_prompts": 1,
             "screen_prompts": 1,
             "finalists": 1,
             "select_prompts": 1,
             "max_new_tokens": 1,
         }
-        at_least |= {"batch_size": 1, "test_questions": 0}
+        at_least |= {"batch_size": 1, "test_questions": 0, "screen_candidates": 0}
         at_least |= {"test_harmful": 0, "test_plain": 0, "test_lookalike": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -191,8 +189,8 @@ class StudyConfig:
         return replace(
             self,
             values=(0, 8, 12),
-            coarse_prompts=2,
-            screen_prompts=6,
+            screen_candidates=24,
+            screen_prompts=3,
             finalists=3,
             select_prompts=6,
             test_harmful=30,

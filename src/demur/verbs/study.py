@@ -27,7 +27,7 @@ from demur.eval.rows import ANY, FULL, Sets, Verdicts, refusal_gain, study_row
 from demur.features.archetype import candidates, usual_refusal
 from demur.features.choose import Tried, rank_finalists
 from demur.features.control import control_latent, firing_rates
-from demur.features.screen import Screen, halve
+from demur.features.screen import rank_screened
 from demur.judges.rules import RulesJudge
 from demur.lm.chat import chat_ids, text_ids, with_system
 from demur.lm.hookpoints import block_at, parse_hookpoint
@@ -45,19 +45,17 @@ from demur.record import (
 )
 from demur.report.html import render
 from demur.sae.store import LoadedSae, check_fits, load_sae
+from demur.spec import Edit, SteeringSpec
 from demur.types import (
     UNSTEERED,
     Completion,
-    Edit,
     Hookpoint,
     Intent,
     Label,
     LatentRanking,
-    LatentScore,
     Message,
     Prompt,
     Run,
-    SteeringSpec,
     StudyResult,
     StudyRow,
     Verdict,
@@ -70,8 +68,6 @@ SEEDLESS = ("needs",)
 _USUAL = 24
 """Harmful select prompts on which the model's own refusals are looked for."""
 _ANY_REFUSAL = "I'm sorry, but I can't help with that."
-_COARSE_KEEP = 4
-"""Candidates, per finalist, that go from the coarse screen to the fine one."""
 
 
 def run_folder(config: StudyConfig) -> Path:
@@ -115,7 +111,7 @@ class _Study:
     def clamp(self, latent: int, value: float) -> SteeringSpec:
         if value == 0:
             return SteeringSpec()
-        return SteeringSpec((Edit(str(self.hookpoint), self.loaded.hash, latent, value),))
+        return SteeringSpec((Edit(str(self.hookpoint), self.loaded.hash, (latent,), value),))
 
     def rows(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         return [chat_ids(self.lm, with_system(prompt, self.config.system)) for prompt in prompts]
@@ -231,9 +227,9 @@ def _report(going: _Study, result: StudyResult, run: Run) -> None:
 def _result(going: _Study, run: Run) -> StudyResult:
     config = going.config
     with going.step("candidates"):
-        found, notes, refusal = _candidates(going)
+        found, notes = _candidates(going)
     with going.step("causal screen"):
-        screened = _screen(going, found, refusal)
+        screened = _screen(going, found)
     with going.step("choose"):
         ranking = _choose(going, screened)
     latent = ranking.scores[0].latent
@@ -304,8 +300,8 @@ def _result(going: _Study, run: Run) -> StudyResult:
     )
 
 
-def _candidates(going: _Study) -> tuple[LatentRanking, list[str], list[int]]:
-    """Candidates from the archetypal prompt, what to tell the reader, and the refusal's token ids."""
+def _candidates(going: _Study) -> tuple[LatentRanking, list[str]]:
+    """Candidates from the archetypal prompt, and what to tell the reader."""
     path = going.folder / "candidates.json"
     lm, config = going.lm, going.config
     prompt = Prompt("archetype", (Message("user", config.archetype),), "harmful", "study")
@@ -321,65 +317,54 @@ def _candidates(going: _Study) -> tuple[LatentRanking, list[str], list[int]]:
             )
         refusal = text_ids(lm, text)
         ranking = candidates(lm, going.loaded, going.hookpoint, going.rows([prompt])[0], refusal)
-        write_json(path, {"ranking": to_json(ranking), "notes": notes, "refusal": refusal})
+        write_json(path, {"ranking": to_json(ranking), "notes": notes})
     saved = read_json(path)
     found = from_json(LatentRanking, saved["ranking"], str(path))
     progress.say(f"  {len(found.scores)} latents are active on at least two tokens of the refusal")
-    return found, saved["notes"], saved["refusal"]
+    return found, saved["notes"]
 
 
 def _refusal(going: _Study) -> tuple[str, str]:
     """A refusal to put in the model's mouth, and whose it is."""
     if going.config.refusal.strip():
         return going.config.refusal, "the refusal that the study gives"
-    said = _complete(going, going.usual, SteeringSpec())
-    refused = {v.prompt for v in _judge(going, going.usual, [SteeringSpec()]) if v.label == "refused"}
-    texts = [completion.text for completion in said if completion.prompt in refused]
-    if text := usual_refusal(texts):
+    if text := usual_refusal(list(_own_refusals(going).values())):
         return text, f"its most frequent refusal of {len(going.usual)} harmful select prompts"
     return _ANY_REFUSAL, "a usual refusal, because it refuses no harmful select prompt either"
 
 
-def _screen(going: _Study, found: LatentRanking, refusal: list[int]) -> LatentRanking:
-    """Candidates by the gain in the refusal's log-probability: all on few prompts, the best on more."""
+def _own_refusals(going: _Study) -> dict[str, str]:
+    """What the unsteered model says to harmful select prompts that it refuses, by prompt id."""
+    said = _complete(going, going.usual, SteeringSpec())
+    verdicts = _judge(going, going.usual, [SteeringSpec()])
+    return {v.prompt: c.text for v, c in zip(verdicts, said, strict=True) if v.label == "refused"}
+
+
+def _screen(going: _Study, found: LatentRanking) -> LatentRanking:
+    """Candidates by the share of a few prompts that each makes the model refuse; completions in `screen.jsonl`."""
     config = going.config
-    wanted = refusal[: config.screen_tokens]
-    coarse_prompts = min(config.coarse_prompts, config.screen_prompts)
-    coarse = _screened(going, [score.latent for score in found.scores], coarse_prompts, wanted)
-    best = halve(list(coarse.values()), _COARSE_KEEP * config.finalists)
-    fine = _screened(going, best, config.screen_prompts, wanted)
-    by_latent = {score.latent: score for score in found.scores}
-
-    def detailed(score: LatentScore) -> LatentScore:
-        first = by_latent[score.latent]
-        detail = {"screen": score.score, "refusal_tokens": first.score, **score.detail, **first.detail}
-        return replace(score, detail=detail)
-
-    order = sorted(fine.values(), key=lambda s: -s.score)
-    order += sorted((s for s in coarse.values() if s.latent not in fine), key=lambda s: -s.score)
-    return replace(
-        found,
-        method="archetype, screen",
-        scores=tuple(detailed(score) for score in order),
-        prompts=prompts_hash(going.harmful),
-    )
-
-
-def _screened(going: _Study, latents: Sequence[int], n_prompts: int, refusal: Sequence[int]) -> dict[int, LatentScore]:
-    """Screen scores on the first `n_prompts` harmful select prompts, kept in `screen.jsonl`."""
-    path = going.folder / "screen.jsonl"
-    prompts = going.harmful[:n_prompts]
-    done = {s.latent: s for s in read_jsonl(LatentScore, path) if s.detail["screen_prompts"] == len(prompts)}
-    waiting = [latent for latent in latents if latent not in done]
-    if waiting:
-        screen = Screen(going.lm, going.loaded, going.hookpoint, going.rows(prompts), refusal)
-        with progress.track(f"screen on {len(prompts)} prompts", len(waiting), "candidates") as advance:
-            for latent in waiting:
-                score = screen.score(latent, going.config.select_value)
-                done[latent] = replace(score, detail={"screen_prompts": float(len(prompts))})
-                append_jsonl(path, [done[latent]])
-                advance(1)
-    return {latent: done[latent] for latent in latents}
+    latents = [score.latent for score in found.scores][: config.screen_candidates or None]
+    by_itself = _own_refusals(going)
+    open_ones = [prompt for prompt in going.usual if prompt.id not in by_itself]
+    prompts = (open_ones + [prompt for prompt in going.usual if prompt.id in by_itself])[: config.screen_prompts]
+    asked = [(going.clamp(latent, config.select_value), prompt) for latent in latents for prompt in prompts]
+    with progress.track("screen", len(asked), "prompts") as advance:
+        said = Completions(going.folder / "screen.jsonl").complete(
+            going.lm,
+            [prompt for _, prompt in asked],
+            [spec for spec, _ in asked],
+            going.saes,
+            config.system,
+            config.screen_tokens,
+            config.batch_size,
+            advance,
+        )
+    labels = [going.judge.judge(prompt, one).label for (_, prompt), one in zip(asked, said, strict=True)]
+    refused = {
+        latent: labels[i * len(prompts) : (i + 1) * len(prompts)].count("refused") / len(prompts)
+        for i, latent in enumerate(latents)
+    }
+    return rank_screened(found, refused, prompts_hash(going.harmful))
 
 
 def _choose(going: _Study, screened: LatentRanking) -> LatentRanking:

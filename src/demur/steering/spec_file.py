@@ -1,0 +1,48 @@
+"""Spec files: JSON, checked against the published schema (docs/spec.schema.json, made from the nouns themselves)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from demur.errors import InputError
+from demur.record import from_json, read_json, to_json, write_json
+from demur.spec import SPEC_FORMAT, SteeringSpec
+
+
+def read_spec(path: Path) -> SteeringSpec:
+    """The spec in a JSON file. Raises `NotFoundError`, or `InputError` naming the field that does not fit."""
+    return parse_spec(read_json(path), str(path))
+
+
+def parse_spec(value: Any, where: str = "the spec") -> SteeringSpec:
+    """A spec from parsed JSON, e.g. of a request; an edit may say `latent` in place of `latents`."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is a JSON {type(value).__name__}, expected an object with `edits`")
+    if value.get("format", SPEC_FORMAT) != SPEC_FORMAT:
+        raise InputError(
+            f"{where} has the format {value['format']!r}, but this version reads {SPEC_FORMAT!r}; update one of them"
+        )
+    edits = value.get("edits", [])
+    if isinstance(edits, list):
+        value = {**value, "edits": [_one_latent(edit) for edit in edits]}
+    return from_json(SteeringSpec, value, where)
+
+
+def _one_latent(edit: Any) -> Any:
+    if not isinstance(edit, dict) or "latent" not in edit or "latents" in edit:
+        return edit
+    return {**{key: edit[key] for key in edit if key != "latent"}, "latents": [edit["latent"]]}
+
+
+def write_spec(path: Path, spec: SteeringSpec) -> None:
+    """Write the spec as JSON, whole or not at all."""
+    write_json(path, to_json(spec))
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a spec file."""
+    from pydantic import TypeAdapter
+
+    made = TypeAdapter(SteeringSpec).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SPEC_FORMAT, **made}
