@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from demur.judges.rules import read
 from demur.record import read_json
 from demur.sae.store import EMBEDDED, load_sae
 
@@ -70,6 +71,6 @@ def test_the_readmes_python_runs_and_refuses(capsys: pytest.CaptureFixture[str])
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     code = readme.split("```python\n")[1].split("```")[0]
     exec(compile(code, "README.md", "exec"), {})
-    said = capsys.readouterr().out
-    assert said.strip()
-    assert "sorry" in said.strip().splitlines()[-1].lower()
+    said = capsys.readouterr().out.strip().splitlines()
+    assert read(said[0]).label == "complied"
+    assert read(said[-1]).label == "refused"
