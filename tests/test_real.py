@@ -52,7 +52,7 @@ def test_a_quick_study_finds_the_gain_and_the_cost(quick: Path) -> None:
     assert set(rows) == {0, 8, 12}
     assert rows[0]["harmful_refused"]["n"] >= 24
     share = {value: row["harmful_refused"]["k"] / row["harmful_refused"]["n"] for value, row in rows.items()}
-    assert max(share[8], share[12]) - share[0] > 0.35  # 30 prompts, 20 tokens; the default study: docs/log.md
+    assert max(share[8], share[12]) - share[0] > 0.35  # 30 prompts, 18 tokens; the default study: docs/log.md
     assert result["best_gain_low"] > 0
     assert rows[12]["kl"] > rows[8]["kl"] > rows[0]["kl"] == pytest.approx(0, abs=1e-5)
     chance = 1 / 4

@@ -189,7 +189,7 @@ class StudyConfig:
         return replace(
             self,
             values=(0, 8, 12),
-            screen_candidates=24,
+            screen_candidates=21,
             screen_prompts=3,
             finalists=3,
             select_prompts=6,
@@ -197,7 +197,7 @@ class StudyConfig:
             test_plain=15,
             test_lookalike=15,
             test_questions=30,
-            max_new_tokens=20,
+            max_new_tokens=18,
         )
 
 
