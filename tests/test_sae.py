@@ -61,7 +61,11 @@ def test_metrics_against_a_plain_computation() -> None:
     assert measured.metrics.l0 == pytest.approx(float((dense > 0).sum(-1).double().mean()))
     assert measured.metrics.dead == pytest.approx(float(((dense > 0).sum(0) == 0).double().mean()))
     assert measured.metrics.tokens == 300
-    torch.testing.assert_close(measured.firing_rate, (dense > 0).double().mean(0).float())
+    torch.testing.assert_close(measured.reference.rate, (dense > 0).double().mean(0).float())
+    torch.testing.assert_close(measured.reference.max_act, dense.amax(0).float())
+    torch.testing.assert_close(measured.reference.sigma, dense.std(0, correction=0).float(), atol=1e-5, rtol=1e-4)
+    smallest = [min(float(v) for v in row if v > 0) for row in dense]
+    assert float(measured.reference.threshold) == pytest.approx(sum(smallest) / 300, rel=1e-5)
 
 
 def planted(n: int, seed: int) -> Tensor:

@@ -8,7 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from demur.sae.base import Sae
+from demur.sae.base import Reference, Sae
+from demur.sae.topk import TopKSae
+
+_ROWS = 4096
+"""Tokens encoded at once: dense latents of 4,608 take 75 MB."""
 
 
 class SaeMetrics(NamedTuple):
@@ -24,11 +28,10 @@ class SaeMetrics(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Metrics and the firing rates behind them."""
+    """Metrics, and what each latent did."""
 
     metrics: SaeMetrics
-    firing_rate: Tensor
-    """[d_sae], share of tokens on which each latent is active."""
+    reference: Reference
 
 
 def measure(sae: Sae, activations: Iterable[Tensor]) -> Measured:
@@ -38,9 +41,11 @@ def measure(sae: Sae, activations: Iterable[Tensor]) -> Measured:
     fired = torch.zeros(sae.d_sae, dtype=torch.float64)
     shift: Tensor | None = None
     total = torch.zeros(sae.d_in, dtype=torch.float64)
-    squares = 0.0
+    squares = threshold = 0.0
+    largest = torch.zeros(sae.d_sae)
+    sums = torch.zeros(2, sae.d_sae, dtype=torch.float64)
     with torch.no_grad():
-        for batch in activations:
+        for batch in (part for whole in activations for part in whole.split(_ROWS)):
             x = batch.to(sae.W_dec.device, torch.float32)
             prepared = sae.prepare(x)
             latents = sae.encode_prepared(prepared.x)
@@ -54,6 +59,10 @@ def measure(sae: Sae, activations: Iterable[Tensor]) -> Measured:
             counts = (latents > 0).sum(0).cpu()
             active += float(counts.sum())
             fired += counts.double()
+            largest = torch.maximum(largest, latents.amax(0).cpu().float())
+            sums += torch.stack([f.sum(0, dtype=torch.float64) for f in (latents, latents.square())]).cpu()
+            if isinstance(sae, TopKSae):
+                threshold += float(latents.masked_fill(latents <= 0, torch.inf).amin(-1).double().sum())
             count += len(x)
     variance = squares - float(total.square().sum()) / max(count, 1)
     metrics = SaeMetrics(
@@ -62,4 +71,11 @@ def measure(sae: Sae, activations: Iterable[Tensor]) -> Measured:
         dead=float((fired == 0).double().mean()),
         tokens=count,
     )
-    return Measured(metrics, (fired / max(count, 1)).float())
+    mean, square = sums / max(count, 1)
+    reference = Reference(
+        max_act=largest,
+        sigma=(square - mean.square()).clamp(min=0).sqrt().float(),
+        rate=(fired / max(count, 1)).float(),
+        threshold=torch.tensor(threshold / max(count, 1)),
+    )
+    return Measured(metrics, reference)

@@ -76,11 +76,25 @@ def save_sae(folder: Path, sae: Sae, config: SaeConfig, dtype: torch.dtype = tor
     """Write `sae` into `folder`, each file whole or absent. Its reference statistics go with it, where it has them."""
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in sae.state_dict().items()}
     if sae.reference is not None:
-        for name, value in sae.reference._asdict().items():
-            tensors[_REFERENCE + name] = value.detach().to("cpu", torch.float32).contiguous()
+        tensors |= _named(sae.reference)
     with whole_file(folder / "sae.safetensors") as temporary:
         save_file(tensors, temporary)
     write_json(folder / "cfg.json", config)
+
+
+def write_reference(folder: Path, reference: Reference) -> None:
+    """Store `reference` in the SAE of `folder`; its weights keep their bits, its hash changes."""
+    path = folder / "sae.safetensors"
+    tensors = {**load_file(path), **_named(reference)}
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def _named(reference: Reference) -> dict[str, torch.Tensor]:
+    return {
+        _REFERENCE + name: value.detach().to("cpu", torch.float32).contiguous()
+        for name, value in reference._asdict().items()
+    }
 
 
 def load_sae(path: str | Path) -> LoadedSae:

@@ -215,3 +215,129 @@ class Study:
     """Print one JSON object on stdout."""
     config: Annotated[StudyConfig, tyro.conf.arg(name="")] = field(default_factory=StudyConfig)
     """The study; its values come from the study file, options override them."""
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Which model, under which spec. Without a spec or a latent the model runs as it is."""
+
+    model: str = "smollm2-135m-instruct"
+    """Embedded model name, hub id, local folder or GGUF file."""
+    revision: str = ""
+    """Revision of a hub model."""
+    dtype: str = "float32"
+    """Precision of the model: float32, bfloat16 or float16."""
+    device: str = "cpu"
+    """Torch device: cpu, cuda, or auto to spread a large model."""
+    spec: Path | None = None
+    """Spec file (JSON, docs/spec.schema.json)."""
+    latent: int | None = None
+    """In place of a spec: clamp this latent of the first SAE ..."""
+    value: float = 8
+    """... to this value, in latent units."""
+    sae: tuple[str, ...] = ()
+    """SAE folders that the spec names by hash; the embedded SAE is known. With --latent: the SAE."""
+    direction: tuple[Path, ...] = ()
+    """Direction files that the spec names by hash."""
+    system: str = ""
+    """System prompt; empty takes the spec's, or the chat template's own."""
+
+    def __post_init__(self) -> None:
+        if self.spec is not None and self.latent is not None:
+            raise InputError("both a spec and a latent were given; give one of them")
+        if self.latent is not None and self.latent < 0:
+            raise InputError(f"latent is {self.latent}, expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn."""
+
+    max_new_tokens: int = 256
+    """Length limit of an answer."""
+    temperature: float = 0
+    """0 takes the likeliest token; above, samples."""
+    top_p: float = 1
+    """Share of the probability that is sampled from."""
+    seed: int = 0
+    """Seed of the sampling."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+        if not 0 <= self.temperature < inf or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"temperature is {self.temperature} and top_p {self.top_p}; expected 0 or more, and a share above 0"
+            )
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Answer prompts under a spec, streaming."""
+
+    prompts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """User turns, one conversation each; `-` or nothing reads one prompt from stdin."""
+    compare: bool = False
+    """Answer each prompt unsteered too, first."""
+    steered: Annotated[Steered, tyro.conf.arg(name="")] = field(default_factory=Steered)
+    """Model and spec."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+    """How answers are drawn."""
+    json: bool = False
+    """Print one JSON object on stdout, and nothing else there."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Talk with a steered model; steering can be switched for every message."""
+
+    latents: bool = False
+    """Show how active the spec's latents are on each token of an answer."""
+    steered: Annotated[Steered, tyro.conf.arg(name="")] = field(default_factory=Steered)
+    """Model and spec."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+    """How answers are drawn."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check on your own model that a spec is applied exactly, and only where it says."""
+
+    steered: Annotated[Steered, tyro.conf.arg(name="")] = field(default_factory=Steered)
+    """Model and spec."""
+    json: bool = False
+    """Print one JSON object on stdout."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a spec for another tool: a GGUF control vector (llama.cpp), or a file of lm-eval's `steered` model."""
+
+    out: Path
+    """File to write: .gguf, .pt or .csv; the ending says which."""
+    steered: Annotated[Steered, tyro.conf.arg(name="")] = field(default_factory=Steered)
+    """Model and spec."""
+    json: bool = False
+    """Print one JSON object on stdout."""
+
+
+@dataclass(frozen=True)
+class SaeMeasure:
+    """Measure on text what each latent of an SAE does, and store it with the SAE (units max_act and sigma need it)."""
+
+    sae: tyro.conf.Positional[Path]
+    """SAE folder, which is rewritten; its hash changes."""
+    data: tuple[Path, ...]
+    """JSONL files as for `sae train`."""
+    model: str = ""
+    """Model to read; by default the one that the SAE was trained on."""
+    context: int = 384
+    """Tokens kept of each document."""
+    max_tokens: int = 300_000
+    """Tokens of text at most."""
+    device: str = "cpu"
+    """Torch device of model and SAE."""
+    seed: int = 0
+    """Seed of the order of documents."""
+    json: bool = False
+    """Print one JSON object on stdout."""

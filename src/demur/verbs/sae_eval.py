@@ -39,7 +39,7 @@ def sae_eval(config: SaeEval) -> dict[str, Any]:
     Raises as `load_sae`, `load` and `check_fits` do.
     """
     loaded = load_sae(config.sae)
-    lm = load(config.model or _model_name(loaded.config.model.name), device=config.device)
+    lm = load(config.model or model_name(loaded.config.model.name), device=config.device)
     hookpoint = parse_hookpoint(loaded.config.hookpoint)
     block = block_at(lm.model, hookpoint)
     check_fits(loaded, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
@@ -53,7 +53,7 @@ def sae_eval(config: SaeEval) -> dict[str, Any]:
     if not rows:
         raise InputError("the text files hold no document of at least two tokens; give more text")
     counts = {"seen": 0, "kept": 0}
-    metrics = measure(loaded.sae, _residuals(lm, hookpoint, rows, counts)).metrics
+    metrics = measure(loaded.sae, residuals(lm, hookpoint, rows, counts)).metrics
     recovered = ce_recovered(lm, loaded.sae, hookpoint, rows[:_CE_TEXTS])
     numbers = {
         **metrics._asdict(),
@@ -72,7 +72,8 @@ def sae_eval(config: SaeEval) -> dict[str, Any]:
     }
 
 
-def _model_name(trained_on: str) -> str:
+def model_name(trained_on: str) -> str:
+    """What to load for an SAE that was trained on `trained_on`: the embedded model goes by its short name."""
     from demur.lm import embedded
 
     return embedded.NAME if trained_on == embedded.HUB_ID else trained_on
@@ -92,7 +93,7 @@ def _own_text(lm: LanguageModel) -> list[list[int]]:
     return rows
 
 
-def _residuals(
+def residuals(
     lm: LanguageModel, hookpoint: Hookpoint, rows: list[list[int]], counts: dict[str, int]
 ) -> Iterator[Tensor]:
     """Residuals without massive tokens, which no SAE is trained on; `counts` says how many were seen and kept."""

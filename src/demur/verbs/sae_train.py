@@ -68,7 +68,8 @@ def sae_train(config: SaeTrain) -> dict[str, Any]:
     stored = load_sae(config.out).sae.to(config.device)
     metrics = measure(stored, held).metrics
     # rare latents may be silent on the little text held out: dead is silent on all text
-    everywhere = measure(stored, chain(shards, held)).metrics
+    on_all = measure(stored, chain(shards, held))
+    everywhere, sae.reference = on_all.metrics, on_all.reference
     recovered = ce_recovered(lm, stored, hookpoint, heldout[:_CE_TEXTS])
     numbers = {
         "fvu": metrics.fvu,
@@ -81,7 +82,7 @@ def sae_train(config: SaeTrain) -> dict[str, Any]:
         **{k: v for k, v in recovered._asdict().items() if k != "tokens"},
     }
     final = SaeConfig(sae.d_in, sae.d_sae, sae.k, str(hookpoint), made_for, training=training, metrics=numbers)
-    write_json(config.out / "cfg.json", final)
+    save_sae(config.out, sae, final, dtype)
     write_text(config.out / "README.md", _card(final))
     return {**to_json(final), "hash": load_sae(config.out).hash, "path": str(config.out)}
 

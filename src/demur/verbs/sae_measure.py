@@ -1,0 +1,44 @@
+"""`demur sae measure`: what each latent does on text, stored with the SAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from demur.errors import InputError
+from demur.lm.hookpoints import block_at, parse_hookpoint
+from demur.lm.load import load
+from demur.sae.metrics import measure
+from demur.sae.store import check_fits, load_sae, write_reference
+from demur.verbs.config import SaeMeasure
+from demur.verbs.documents import documents
+from demur.verbs.sae_eval import model_name, residuals
+
+
+def sae_measure(config: SaeMeasure) -> dict[str, Any]:
+    """Measure each latent's largest activation, standard deviation and firing rate on text; store them with the SAE.
+
+    The units `max_act` and `sigma` of a spec and its fast threshold path rest on these. The SAE's weights stay as they
+    are, its hash changes, and with it which specs it fits. Raises as `load_sae`, `load` and `check_fits` do.
+    """
+    loaded = load_sae(config.sae)
+    lm = load(config.model or model_name(loaded.config.model.name), device=config.device)
+    hookpoint = parse_hookpoint(loaded.config.hookpoint)
+    block = block_at(lm.model, hookpoint)
+    check_fits(loaded, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
+    loaded.sae.to(next(block.parameters()).device)
+    rows = documents(lm, config.data, config.context, config.max_tokens, config.seed).rows
+    if not rows:
+        raise InputError("the text files hold no document of at least two tokens; give more text")
+    measured = measure(loaded.sae, residuals(lm, hookpoint, rows, {"seen": 0, "kept": 0}))
+    write_reference(Path(loaded.path), measured.reference)
+    return {
+        "sae": loaded.path,
+        "hash_before": loaded.hash,
+        "hash": load_sae(config.sae).hash,
+        "metrics": {
+            **measured.metrics._asdict(),
+            "threshold": float(measured.reference.threshold),
+            "latents_silent": float((measured.reference.max_act == 0).float().mean()),
+        },
+    }
