@@ -18,7 +18,17 @@ import tyro
 
 from demur import progress
 from demur.errors import DemurError
-from demur.verbs.config import SaeEval, SaeTrain, Study, StudyConfig
+from demur.verbs.config import (
+    Chat,
+    Export,
+    Generate,
+    SaeEval,
+    SaeMeasure,
+    SaeTrain,
+    Study,
+    StudyConfig,
+    Verify,
+)
 
 ERROR, INTERRUPTED = 1, 130
 
@@ -28,7 +38,9 @@ class Sae:
     """Train and measure sparse autoencoders."""
 
     verb: Annotated[
-        Annotated[SaeTrain, tyro.conf.subcommand("train")] | Annotated[SaeEval, tyro.conf.subcommand("eval")],
+        Annotated[SaeTrain, tyro.conf.subcommand("train")]
+        | Annotated[SaeEval, tyro.conf.subcommand("eval")]
+        | Annotated[SaeMeasure, tyro.conf.subcommand("measure")],
         tyro.conf.arg(name=""),
     ]
 
@@ -52,16 +64,16 @@ def main(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     try:
         with progress.shown():
-            verb = _parse(arguments)
-            _call(verb)
+            return _call(_parse(arguments))
     except DemurError as error:
         return _fail(str(error), type(error).__name__, as_json, ERROR)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from here", "Interrupted", as_json, INTERRUPTED)
-    return 0
+        goes_on = {"study", "sae"} & set(arguments)
+        rest = "the same command goes on from here" if goes_on else "nothing was kept"
+        return _fail(f"interrupted; {rest}", "Interrupted", as_json, INTERRUPTED)
 
 
-def _parse(arguments: Sequence[str]) -> Study | SaeTrain | SaeEval:
+def _parse(arguments: Sequence[str]) -> Any:
     """Parse; a study is parsed again on top of its study file and of `--quick`, so that options override both."""
     verb = _parse_once(arguments, Study())
     if isinstance(verb, Study) and (verb.file or verb.quick):
@@ -76,11 +88,15 @@ def _parse(arguments: Sequence[str]) -> Study | SaeTrain | SaeEval:
     return verb
 
 
-def _parse_once(arguments: Sequence[str], study_default: Study) -> Study | SaeTrain | SaeEval:
+def _parse_once(arguments: Sequence[str], study_default: Study) -> Any:
     study = Annotated[Study, tyro.conf.subcommand("study", default=study_default)]
+    generate = Annotated[Generate, tyro.conf.subcommand("generate")]
+    chat = Annotated[Chat, tyro.conf.subcommand("chat")]
+    verify = Annotated[Verify, tyro.conf.subcommand("verify")]
+    export = Annotated[Export, tyro.conf.subcommand("export")]
     sae = Annotated[Sae, tyro.conf.subcommand("sae")]
     chosen: Any = tyro.cli(
-        study | sae,
+        study | generate | chat | verify | export | sae,
         prog="demur",
         description="Steer what a language model refuses with SAE latents, and measure what it costs.",
         args=list(arguments) or ["--help"],
@@ -89,23 +105,47 @@ def _parse_once(arguments: Sequence[str], study_default: Study) -> Study | SaeTr
     return chosen.verb if isinstance(chosen, Sae) else chosen
 
 
-def _call(verb: Study | SaeTrain | SaeEval) -> None:
+def _call(verb: Any) -> int:
+    """Run the verb and return the exit code; each imports what it needs, so that the help of none waits for torch."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if isinstance(verb, Study):
-        from demur.cli.show import show_study
-        from demur.verbs.study import study
+    from demur.cli import show
 
-        show_study(study(verb.config, verb.out), verb.json)
-    elif isinstance(verb, SaeTrain):
-        from demur.cli.show import show_sae
-        from demur.verbs.sae_train import sae_train
+    match verb:
+        case Study():
+            from demur.verbs.study import study
 
-        show_sae(sae_train(verb), verb.json)
-    else:
-        from demur.cli.show import show_sae
-        from demur.verbs.sae_eval import sae_eval
+            show.show_study(study(verb.config, verb.out), verb.json)
+        case SaeTrain():
+            from demur.verbs.sae_train import sae_train
 
-        show_sae(sae_eval(verb), verb.json)
+            show.show_sae(sae_train(verb), verb.json)
+        case SaeEval():
+            from demur.verbs.sae_eval import sae_eval
+
+            show.show_sae(sae_eval(verb), verb.json)
+        case SaeMeasure():
+            from demur.verbs.sae_measure import sae_measure
+
+            show.show_sae(sae_measure(verb), verb.json)
+        case Generate():
+            from demur.verbs.generate import generate
+
+            show.show_answers(generate(verb), verb.json)
+        case Chat():
+            from demur.verbs.chat import chat
+
+            chat(verb)
+        case Verify():
+            from demur.verbs.verify import verify
+
+            verified = verify(verb)
+            show.show_checks(verified, verb.json)
+            return 0 if verified.passed else ERROR
+        case Export():
+            from demur.verbs.export import export
+
+            show.show_export(export(verb), verb.json)
+    return 0
 
 
 def _fail(sentence: str, kind: str, as_json: bool, code: int) -> int:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import math
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from demur.record import to_json
 from demur.types import StudyResult
+
+if TYPE_CHECKING:
+    from demur.verbs.export import Exported
+    from demur.verbs.generate import Reply
+    from demur.verbs.verify import Verified
 
 
 def show_json(value: Any) -> None:
@@ -38,6 +44,37 @@ def show_sae(result: dict[str, Any], as_json: bool) -> None:
         print(f"  {name:18} {value:,.4f}", file=sys.stderr)
     if as_json:
         show_json({**result["metrics"], **result})
+
+
+def show_answers(answers: Sequence[Reply], as_json: bool) -> None:
+    """The answers of `generate` as one object, under the spec of the last; for people they were streamed already."""
+    if as_json:
+        rows = [{key: value for key, value in to_json(answer).items() if key != "model"} for answer in answers]
+        show_json({"model": answers[0].model, "spec": answers[-1].spec, "answers": rows})
+
+
+def show_export(exported: Exported, as_json: bool) -> None:
+    """What the export was allowed for, what to know about the file, and where it is."""
+    before, after = exported.refused_before, exported.refused_after
+    print(
+        f"harmful prompts refused: {before.k} of {before.n} without the spec, {after.k} of {after.n} with it",
+        file=sys.stderr,
+    )
+    for note in exported.notes:
+        print(f"Note: {note}", file=sys.stderr)
+    print(f"{exported.format} file: {exported.path}", file=sys.stderr)
+    if as_json:
+        show_json(to_json(exported))
+
+
+def show_checks(verified: Verified, as_json: bool) -> None:
+    """Each check with what was measured, and the verdict."""
+    for check in verified.checks:
+        print(f"  {'passed' if check.passed else 'FAILED'}  {check.name}: {check.measured}", file=sys.stderr)
+    verdict = "is applied as it says" if verified.passed else "is NOT applied as it says"
+    print(f"the spec {verified.spec} {verdict} on {verified.model}", file=sys.stderr)
+    if as_json:
+        show_json(to_json(verified))
 
 
 def _strict(value: Any) -> Any:

@@ -52,7 +52,7 @@ class Reference(NamedTuple):
 
 Reader = Callable[[Tensor, Tensor], Tensor]
 """Prepared residuals [n, d_in] and which latents are wanted where [n, latents] (bool) to their activations
-[n, latents], zero where they are not wanted."""
+[n, latents]; where they are not wanted, anything."""
 
 
 class Sae(nn.Module, ABC):

@@ -33,10 +33,12 @@ class JumpReluSae(Sae):
         """One dot product a token and latent; exact always."""
         columns, bias = self.thin(latents)
         threshold = self.threshold[torch.as_tensor(latents, device=self.threshold.device)].clamp(min=0)
+        single = float(threshold[0]) if bool((threshold == threshold[0]).all()) else None
 
         def read(x: Tensor, wanted: Tensor) -> Tensor:
             own = torch.addmm(bias, x, columns)
-            return own * (wanted & (own > threshold))
+            # one operation in place of two, and it gives no -0.0
+            return torch.where(own > threshold, own, 0) if single is None else torch.threshold(own, single, 0)
 
         return read
 
@@ -76,7 +78,7 @@ class GatedSae(Sae):
 
         def read(x: Tensor, wanted: Tensor) -> Tensor:
             gate = torch.addmm(bias, x, columns)
-            return ((gate - b_enc) * size + b_mag).relu() * (wanted & (gate > 0))
+            return ((gate - b_enc) * size + b_mag).relu() * (gate > 0)
 
         return read
 

@@ -95,14 +95,24 @@ class TopKSae(Sae):
         chunk = max(1, _CHUNK // self.d_sae)
 
         def read(x: Tensor, wanted: Tensor) -> Tensor:
-            maybe = wanted & (torch.addmm(bias, x, columns) > 0)
-            found = torch.zeros_like(maybe, dtype=x.dtype)
-            rows = maybe.any(-1).nonzero().flatten()
-            for some in rows.split(chunk):
-                p = torch.addmm(folded, x if len(some) == len(x) else x[some], self.W_enc)
-                own = p[:, chosen]
-                found[some] = own * (maybe[some] & (own > 0) & self._among_largest(p, own))
-            return found
+            own = torch.addmm(bias, x, columns)
+            maybe = wanted & (own > 0)
+            if len(x) > 1:
+                rows = maybe.any(-1).nonzero().flatten()
+                if len(rows) < len(x):
+                    found = torch.zeros_like(own)
+                    for some in rows.split(chunk):
+                        found[some] = ranked(x[some], maybe[some])
+                    return found
+            elif not bool(maybe.any()):
+                return torch.zeros_like(own)
+            parts = [ranked(*part) for part in zip(x.split(chunk), maybe.split(chunk), strict=True)]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        def ranked(x: Tensor, maybe: Tensor) -> Tensor:
+            p = torch.addmm(folded, x, self.W_enc)
+            own = p[:, chosen]
+            return own.relu() * (maybe & self._among_largest(p, own))
 
         return read
 
@@ -110,7 +120,8 @@ class TopKSae(Sae):
         """Whether each of `own` [n, latents] is one of the k largest of its row of `p` [n, d_sae]."""
         if own.shape[1] > _COUNTED:
             return own >= p.topk(self.k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-        counts = [torch.count_nonzero(p > one, dim=-1) for one in own.split(1, dim=-1)]
+        # counts what is strictly larger, in operations that run at the speed of memory
+        counts = [(p - one).clamp_(min=0).sign_().sum(-1) for one in own.split(1, dim=-1)]
         return torch.stack(counts, dim=-1) < self.k
 
     def _threshold(self) -> Tensor:

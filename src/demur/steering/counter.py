@@ -9,17 +9,7 @@ import torch
 from torch import Tensor
 
 from demur.lm.attach import Step
-
-
-class Move(NamedTuple):
-    """What some edits add to residuals."""
-
-    delta: Tensor
-    """[n, d_model]"""
-    acts: Tensor
-    """[n, slots] bool: the edit of this latent or direction was in force."""
-    norms: Tensor
-    """[n, slots] how far it moved the residual."""
+from demur.steering.layer import Move
 
 
 class Slot(NamedTuple):
@@ -36,27 +26,44 @@ class Slot(NamedTuple):
     """Mean norm of those moves; 0 where there was none."""
 
 
+_PENDING = 1 << 20
+"""Numbers kept before they are summed up: summing after every token would cost more than steering it."""
+
+
 class Counter:
     """Sums on the device, so that counting waits for nothing."""
 
-    def __init__(self, names: Sequence[str], hookpoint: str) -> None:
-        self._names, self._hookpoint = list(names), hookpoint
+    def __init__(self, names: Sequence[str], hookpoint: str, rows: Tensor) -> None:
+        self._names, self._hookpoint, self._rows = list(names), hookpoint, rows
+        self._waiting: list[tuple[Move, Step]] = []
+        self._size = 0
         self._sums: Tensor | None = None
 
-    def add(self, move: Move, batch: int, step: Step) -> None:
-        """Count the moves of one pass over `batch` rows of equal length."""
-        acts, norms = move.acts, move.norms.detach()
-        sums = torch.stack([acts, norms > 0, norms]).view(3, batch, -1, len(self._names)).sum(2, dtype=torch.float64)
-        if self._sums is None or self._sums.shape[1] < step.given:
-            grown = sums.new_zeros(3, step.given, len(self._names))
-            if self._sums is not None:
-                grown[:, : self._sums.shape[1]] = self._sums
-            self._sums = grown
-        # where one row stands for all (a shared prefix), each of them was steered in it
-        self._sums.index_add_(1, step.origin.to(sums.device), sums.expand(3, len(step.origin), -1))
+    def add(self, move: Move, step: Step) -> None:
+        """Count the moves of one pass."""
+        self._waiting.append((move, step))
+        self._size += move.sizes.numel()
+        if self._size > _PENDING:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        norms = self._rows.norm(dim=1)
+        for (acts, sizes), step in self._waiting:
+            moved = sizes.detach().abs() * norms
+            shape = (3, len(step.positions), -1, len(self._names))
+            sums = torch.stack([acts, moved > 0, moved]).view(shape).sum(2, dtype=torch.float64)
+            if self._sums is None or self._sums.shape[1] < step.given:
+                grown = sums.new_zeros(3, step.given, len(self._names))
+                if self._sums is not None:
+                    grown[:, : self._sums.shape[1]] = self._sums
+                self._sums = grown
+            # where one row stands for all (a shared prefix), each of them was steered in it
+            self._sums.index_add_(1, step.origin.to(sums.device), sums.expand(3, len(step.origin), -1))
+        self._waiting, self._size = [], 0
 
     def slots(self) -> list[Slot]:
         """What was counted."""
+        self._sum_up()
         if self._sums is None:
             return [Slot(name, self._hookpoint, [], [], []) for name in self._names]
         steered, changed, moved = self._sums.cpu()

@@ -1,24 +1,34 @@
-"""The edits at one hookpoint, for all specs of a batch at once: residual in, what to add to it out.
+"""The edits at one hookpoint, for all specs of a batch at once: residual in, sizes of moves along fixed rows out.
 
 Encoding, changing some latents, decoding and adding the SAE's error back is exactly x + sum (z' - z) W_dec over the
 changed latents, because every other term cancels (the error term is kept, unlike in O'Brien et al., arXiv 2411.11296).
-So nothing is decoded; the only question is z of those latents, which `Sae.reader` answers exactly.
+So nothing is decoded; the only question is z of those latents, which `Sae.reader` answers exactly. For a small model a
+step of generation is a few hundred tensor operations, so the ones here are counted: six for a thresholded SAE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from demur.sae.base import Sae
 from demur.spec import DirectionEdit, Edit, Op
-from demur.steering.counter import Move
 from demur.steering.direction import Direction
 
 _NONE = -1
 _OPS: tuple[Op, ...] = ("clamp", "floor", "ceil", "add", "scale", "ablate")
+
+
+class Move(NamedTuple):
+    """How far residuals are to be moved along each of a group's rows."""
+
+    acts: Tensor
+    """[n, slots] bool: the edit of this latent or direction is in force."""
+    sizes: Tensor
+    """[n, slots], zero where it is not in force."""
 
 
 def change(op: Op, f: Tensor, value: Tensor) -> Tensor:
@@ -48,8 +58,9 @@ class SaeEdits:
         self._sae = sae
         self.names = [f"latent {latent} of {name}" for latent in latents]
         self._reader = sae.reader(latents, exact)
-        self._rows = sae.W_dec[torch.as_tensor(latents, device=device)]
-        self._norms = self._rows.norm(dim=1)
+        self._plain = sae.normalize == "none"
+        self.rows = sae.W_dec[torch.as_tensor(latents, device=device)]
+        """[slots, d_model] what one unit of each slot adds."""
         op = torch.full((len(specs), len(latents)), _NONE)
         value = torch.zeros(len(specs), len(latents))
         for s, edits in enumerate(specs):
@@ -58,30 +69,35 @@ class SaeEdits:
                 op[s, columns] = _OPS.index(edit.op)
                 value[s, columns] = sae.in_units(edit.latents, edit.value, edit.unit).cpu()
         self._ops: list[Op] = [one for i, one in enumerate(_OPS) if bool((op == i).any())]
+        reads = (op != _NONE) & (op != _OPS.index("add"))
         self._op, self._value = op.to(device), value.to(device, dtype)
-        self._some = self._op != _NONE
-        self._reads = self._some & (self._op != _OPS.index("add"))
+        self._some, self._reads = (op != _NONE).to(device), reads.to(device)
+        self._all, self._reads_all = bool((op != _NONE).all()), bool(reads.all())
         self._reconstruct = torch.tensor(reconstruct, device=device) if any(reconstruct) else None
 
     def move(self, x: Tensor, which: Tensor, on: Tensor) -> Move:
-        """What to add to residuals `x` [n, d_in]; `which` [n] or [1] names each one's spec, `on` [n] steers or not."""
-        prepared = self._sae.prepare(x)
-        on = on.unsqueeze(-1)
-        f = self._reader(prepared.x, on & self._reads[which])
-        op, value = self._op[which], self._value[which]
-        moved = change(self._ops[0], f, value)
+        """How to move residuals `x` [n, d_in], in the SAE's precision.
+
+        `which` [n] or [1] names each one's spec, `on` [n, 1] (bool) steers or not.
+        """
+        scale = None
+        if not self._plain:
+            x, scale, _ = self._sae.prepare(x)
+        one = len(self.names) == 1
+        acts = (on if one else on.expand(-1, len(self.names))) if self._all else on & self._some[which]
+        f = self._reader(x, acts if self._reads_all else on & self._reads[which])
+        value = self._value if len(self._value) == 1 else self._value[which]
+        sizes = change(self._ops[0], f, value)
         for other in self._ops[1:]:
-            moved = torch.where(op == _OPS.index(other), change(other, f, value), moved)
-        acts = on & self._some[which]
-        moved = moved * acts
-        delta = moved @ self._rows
-        norms = moved.abs() * self._norms
-        if prepared.scale is not None:
-            delta, norms = delta * prepared.scale, norms * prepared.scale
-        if self._reconstruct is not None:
-            lost = self._sae.reconstruct(x) - x.to(delta.dtype)
-            delta = delta + lost * (self._reconstruct[which].unsqueeze(-1) & on)
-        return Move(delta, acts, norms)
+            sizes = torch.where(self._op[which] == _OPS.index(other), change(other, f, value), sizes)
+        sizes = sizes * acts
+        return Move(acts, sizes if scale is None else sizes * scale)
+
+    def lost(self, x: Tensor, which: Tensor, on: Tensor) -> Tensor | None:
+        """What specs in reconstruct mode take away besides: the SAE's error, [n, d_in]."""
+        if self._reconstruct is None:
+            return None
+        return (self._sae.reconstruct(x) - x) * (self._reconstruct[which].unsqueeze(-1) & on)
 
 
 class DirectionEdits:
@@ -101,12 +117,20 @@ class DirectionEdits:
                     add[s, slot] += edit.value * directions[edit.direction].length(edit.unit)
                 else:
                     out[s, slot] = 1
-        self._units = torch.nn.functional.normalize(vectors, dim=1).to(device)
+        self.rows = torch.nn.functional.normalize(vectors, dim=1).to(device)
+        """[slots, d_model] of unit length."""
         self._add, self._out = add.to(device), out.to(device)
 
     def move(self, x: Tensor, which: Tensor, on: Tensor) -> Move:
         """As `SaeEdits.move`."""
         add, out = self._add[which], self._out[which]
-        acts = on.unsqueeze(-1) & ((add != 0) | (out != 0))
-        size = (add - (x.float() @ self._units.T) * out) * acts
-        return Move(size @ self._units, acts, size.abs())
+        acts = on & ((add != 0) | (out != 0))
+        return Move(acts, (add - (x @ self.rows.T) * out) * acts)
+
+    def lost(self, x: Tensor, which: Tensor, on: Tensor) -> Tensor | None:
+        """Nothing."""
+        return None
+
+
+Edits = SaeEdits | DirectionEdits
+"""A group of edits at one hookpoint that go through the same thing."""

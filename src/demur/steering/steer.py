@@ -26,7 +26,7 @@ from demur.steering.artefacts import Artefacts
 from demur.steering.counter import Counter, Slot
 from demur.steering.direction import Direction
 from demur.steering.gates import Fires
-from demur.steering.layer import DirectionEdits, SaeEdits
+from demur.steering.layer import DirectionEdits, Edits, SaeEdits
 from demur.steering.positions import OWNERS
 from demur.steering.rows import Rows
 from demur.types import Hookpoint
@@ -74,7 +74,7 @@ def steer(
     counters: list[Counter] = []
     for place in sorted(places, key=lambda place: place.block):
         groups = _groups(specs, place, found)
-        counted = [Counter(group.names, str(place)) for group in groups]
+        counted = [Counter(group.names, str(place), group.rows) for group in groups]
         counters += counted
         hooks[place] = partial(_edit, place, rows, list(zip(groups, counted, strict=True)))
     with attach_all(bare, hooks, rows_differ=len(set(specs)) > 1):
@@ -84,7 +84,7 @@ def steer(
 def _edit(
     place: Hookpoint,
     rows: Rows,
-    groups: Sequence[tuple[SaeEdits | DirectionEdits, Counter]],
+    groups: Sequence[tuple[Edits, Counter]],
     residual: Tensor,
     step: Step,
 ) -> Tensor:
@@ -92,27 +92,27 @@ def _edit(
     on = rows.steered(place, residual, step)
     if not groups:
         return residual
-    batch, length, d_model = residual.shape
-    x = residual.reshape(-1, d_model)
+    x = residual.reshape(-1, residual.shape[-1])
+    x = x if x.dtype == groups[0][0].rows.dtype else x.to(groups[0][0].rows.dtype)
     which = rows.which(step).to(x.device)
-    which = which if len(which) == 1 else which.repeat_interleave(length)
-    flat = on.to(x.device).reshape(-1)
-    total: Tensor | None = None
+    which = which if len(which) == 1 else which.repeat_interleave(residual.shape[1])
+    flat = on.to(x.device).reshape(-1, 1)
+    edited = x
     for group, counter in groups:
         move = group.move(x, which, flat)
-        counter.add(move, batch, step)
-        total = move.delta if total is None else total + move.delta
-    assert total is not None
-    edited = (x.to(total.dtype) + total).to(residual.dtype)
-    return torch.where(flat.unsqueeze(-1), edited, x).view_as(residual)
+        counter.add(move, step)
+        edited = torch.addmm(edited, move.sizes, group.rows)
+        lost = group.lost(x, which, flat)
+        edited = edited if lost is None else edited + lost
+    return edited.to(residual.dtype).view_as(residual)
 
 
-def _groups(specs: Sequence[SteeringSpec], place: Hookpoint, found: Artefacts) -> list[SaeEdits | DirectionEdits]:
+def _groups(specs: Sequence[SteeringSpec], place: Hookpoint, found: Artefacts) -> list[Edits]:
     """The edits at `place` of all specs, put together by what they go through."""
     here = [[edit for edit in one.edits if parse_hookpoint(edit.hookpoint) == place] for one in specs]
     through = [[edit for edit in edits if isinstance(edit, Edit)] for edits in here]
     along = [[edit for edit in edits if isinstance(edit, DirectionEdit)] for edits in here]
-    groups: list[SaeEdits | DirectionEdits] = []
+    groups: list[Edits] = []
     for one, edits in zip(specs, through, strict=True):
         if one.mode == "reconstruct" and len({edit.sae for edit in edits}) > 1:
             raise InputError(f"a spec in reconstruct mode has two SAEs at {place}, but only one can rebuild it")

@@ -31,6 +31,8 @@ def load_steered(config: Steered, need_spec: bool = False) -> Loaded:
     if need_spec and config.spec is None and config.latent is None:
         raise InputError("no spec was given; give --spec FILE, or --latent N")
     spec = SteeringSpec() if config.spec is None else read_spec(config.spec)
+    if config.system and spec.system and config.system != spec.system:
+        raise InputError("the spec has a system prompt of its own and --system gives another; leave one of them out")
     saes = [load_sae(path) for path in config.sae]
     directions = [load_direction(path) for path in config.direction]
     if config.latent is not None:
