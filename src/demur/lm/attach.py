@@ -105,6 +105,9 @@ def attach_all(model: PreTrainedModel, edits: Mapping[Hookpoint, Edit], rows_dif
             known.rows_differ += rows_differ
             stack.callback(_no_longer_differ, known, rows_differ)
             current: list[Step] = []
+            # a compiled model does not look whether hooks came or went, so it must be compiled anew (0.1 ms otherwise)
+            torch.compiler.reset()
+            stack.callback(torch.compiler.reset)
             before = partial(_before, known, current)
             stack.callback(model.get_decoder().register_forward_pre_hook(before, with_kwargs=True).remove)
             for block, edit in places:
@@ -209,7 +212,9 @@ def _step(known: _Attached, args: tuple[Any, ...], kwargs: dict[str, Any]) -> St
     if about is not None and about.lengths is not None:
         lengths = about.lengths.to(tokens.device)[origin[:batch]]
     elif about is not None and about.columns:
-        lengths = _count(counted, min(about.columns, past + length), batch, tokens.device)
+        # a prompt that comes in chunks has columns ahead, all of them text: padding is on its left
+        ahead = max(0, about.columns - past - length)
+        lengths = _count(counted, min(about.columns, past + length), batch, tokens.device) + ahead
     else:
         if past == 0 or known.remembered is None or len(known.remembered) != batch:
             known.remembered = _count(counted, past + length, batch, tokens.device)

@@ -92,6 +92,8 @@ class TopKSae(Sae):
             return read_fast
         chosen = torch.as_tensor(latents, device=self.W_enc.device)
         folded = self.b_enc - self.b_dec @ self.W_enc if self.subtract_b_dec else self.b_enc
+        folded = folded.unsqueeze(-1)
+        by_latent = self._lay_out_by_latent()
         chunk = max(1, _CHUNK // self.d_sae)
 
         def read(x: Tensor, wanted: Tensor) -> Tensor:
@@ -110,19 +112,30 @@ class TopKSae(Sae):
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         def ranked(x: Tensor, maybe: Tensor) -> Tensor:
-            p = torch.addmm(folded, x, self.W_enc)
-            own = p[:, chosen]
-            return own.relu() * (maybe & self._among_largest(p, own))
+            p = torch.addmm(folded, by_latent, x.T)
+            own = p[chosen]
+            return own.relu().T * (maybe & self._among_largest(p, own).T)
 
         return read
 
+    def _lay_out_by_latent(self) -> Tensor:
+        """The encoder as [d_sae, d_in], one latent after the other in memory; `W_enc` becomes a view of it.
+
+        For a few tokens a product in this order takes half to a third of the time that x W_enc takes (measured:
+        docs/benchmarks.md). No number changes and no memory is taken twice.
+        """
+        by_latent = self.W_enc.data.T
+        if not by_latent.is_contiguous():
+            by_latent = by_latent.contiguous()
+            self.W_enc.data = by_latent.T
+        return by_latent
+
     def _among_largest(self, p: Tensor, own: Tensor) -> Tensor:
-        """Whether each of `own` [n, latents] is one of the k largest of its row of `p` [n, d_sae]."""
-        if own.shape[1] > _COUNTED:
-            return own >= p.topk(self.k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+        """Whether each of `own` [latents, n] is one of the k largest of its column of `p` [d_sae, n]."""
+        if len(own) > _COUNTED:
+            return own >= p.T.topk(self.k, dim=-1, sorted=False).values.amin(-1)
         # counts what is strictly larger, in operations that run at the speed of memory
-        counts = [(p - one).clamp_(min=0).sign_().sum(-1) for one in own.split(1, dim=-1)]
-        return torch.stack(counts, dim=-1) < self.k
+        return torch.stack([(p - one).clamp_(min=0).sign_().sum(0) for one in own]) < self.k
 
     def _threshold(self) -> Tensor:
         if self.reference is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from demur import progress
 from demur.data.prompts import load_prompts, take
-from demur.lm.attach import Step, attach
+from demur.lm.attach import Step, attach, prompt_lengths
 from demur.lm.batches import pad
 from demur.lm.chat import chat_ids, with_system
 from demur.lm.hookpoints import parse_hookpoint
@@ -100,7 +100,10 @@ class _Checks:
 
             return keep
 
+        # half of each row counts as written, so that every kind of position has tokens
+        halves = batch.mask.sum(-1) // 2
         with ExitStack() as stack, torch.no_grad():
+            stack.enter_context(prompt_lengths(self._lm.model, halves))
             for place in places:
                 stack.enter_context(attach(self._lm.model, parse_hookpoint(place), look(place)))
             steering = stack.enter_context(self._steer())
