@@ -73,6 +73,16 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def repeat(run: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        run()
+
+
+def calls(run: Callable[[], object], seconds: float = 0.01) -> int:
+    """How often to run what is timed at once: a call of microseconds would measure the clock."""
+    return max(1, int(seconds / min(timed(run) for _ in range(3))))
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -204,11 +214,10 @@ def edits(sizes: Sequence[tuple[int, int]], rounds: int) -> dict[str, float]:
                     worst = max(worst, float((got[:32] - expected).norm() / expected.norm()))
                     repeats = max(1, min(rounds * 20, int(3e10 / (6.0 * d * m * tokens))))
                     pairs = []
+                    slow_calls, fast_calls = calls(partial(usual, theirs, x, 0, 5.0)), calls(partial(ours, x))
                     for turn in range(repeats + 1):
-                        # small edits are timed several at a time, or the clock is what is measured
-                        many = max(1, int(2e8 / (6.0 * d * m * tokens)))
-                        slow = timed(lambda: [usual(theirs, x, 0, 5.0) for _ in range(many)])  # noqa: B023
-                        fast = timed(lambda: [ours(x) for _ in range(many)])  # noqa: B023
+                        slow = timed(lambda: repeat(partial(usual, theirs, x, 0, 5.0), slow_calls)) / slow_calls  # noqa: B023
+                        fast = timed(lambda: repeat(partial(ours, x), fast_calls)) / fast_calls  # noqa: B023
                         if turn or repeats == 1:
                             pairs.append(slow / fast)
                 speedups[name].append(statistics.median(pairs))

@@ -99,19 +99,26 @@ def test_files_stay_small() -> None:
 
 def test_the_public_names_are_pinned_and_all_load() -> None:
     assert demur.__all__ == [
+        "DirectionEdit",
         "Edit",
+        "LatentGate",
         "Message",
+        "NamedGate",
+        "Positions",
         "Prompt",
         "SteeringSpec",
         "StudyConfig",
         "chat_ids",
+        "difference_in_means",
         "generate",
         "load",
         "load_sae",
+        "read_spec",
         "save_sae",
         "steer",
         "study",
         "wrap",
+        "write_spec",
     ]
     for name in demur.__all__:
         assert getattr(demur, name).__doc__

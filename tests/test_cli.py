@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_study import save_model
 
 from demur.cli.main import main
+from demur.sae.store import load_sae
 from demur.testing import tiny_model
 
 
@@ -84,6 +86,17 @@ def test_train_then_eval_an_sae(chat: Path, tmp_path: Path, capsys: pytest.Captu
     assert found["hash"] == trained["hash"]
     assert {"fvu", "l0", "dead", "ce_recovered"} <= set(found)
     assert found["fvu"] == pytest.approx(trained["fvu"], abs=0.1)
+    before = load_sae(tmp_path / "sae")
+    assert before.sae.reference is not None
+    weights = {name: value.clone() for name, value in before.sae.state_dict().items()}
+    assert main(["sae", "measure", str(tmp_path / "sae"), "--data", str(chat / "chat.jsonl"), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    after = load_sae(tmp_path / "sae")
+    assert (measured["hash_before"], measured["hash"]) == (before.hash, after.hash)
+    assert after.sae.reference is not None
+    assert all(torch.equal(value, weights[name]) for name, value in after.sae.state_dict().items())
+    # the same text, but whole documents of it and without the share that was held out for measuring
+    torch.testing.assert_close(after.sae.reference.max_act, before.sae.reference.max_act, atol=0.1, rtol=0.3)
 
 
 def test_training_interrupted_anywhere_ends_with_the_same_weights(

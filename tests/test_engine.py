@@ -1,5 +1,6 @@
 """The steering engine against the float64 oracle, and its invariants over models, specs, paddings and batch mixes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from demur.errors import InputError, MismatchError
 from demur.lm.attach import Step, attach, prompt_lengths
@@ -255,6 +257,23 @@ def test_a_compiled_model_is_steered_alike() -> None:
             assert torch.allclose(compiled(ids).logits, plain, atol=1e-5)
         assert torch.allclose(compiled(ids).logits, before, atol=1e-5)
     assert not torch.allclose(before, plain, atol=1e-2)
+
+
+def test_a_model_with_blocks_kept_on_disk_is_steered_alike(tmp_path: Path) -> None:
+    lm = tiny_model()
+    lm.model.save_pretrained(tmp_path / "model")
+    names = ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")
+    places = {**dict.fromkeys(names, "cpu"), "model.layers.1": "disk", "model.layers.2": "disk"}
+    spread = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "offloaded"
+    )
+    ids = torch.tensor([rows_of(lm)[1]])
+    spec = SteeringSpec((Edit("layers.1", "s", (3, 40), 8.0),))
+    with torch.no_grad():
+        with steer(lm, spec, SAES):
+            plain = lm.model(ids).logits
+        with steer(spread, spec, SAES):
+            assert torch.equal(spread(ids).logits, plain)
 
 
 def test_beams_and_samples_carry_their_rows_spec() -> None:

@@ -50,6 +50,16 @@ def test_completions_go_on_where_they_stopped_and_end_the_same(tmp_path: Path) -
     assert {(c.spec, c.prompt) for c in whole} == {(s.hash, p.id) for s in SPECS for p in PROMPTS}
 
 
+def test_each_prompt_may_have_its_own_spec_and_a_specs_system_prompt_wins(tmp_path: Path) -> None:
+    mixed = [SPECS[i % 2] for i in range(len(PROMPTS))]
+    alone = complete(tmp_path / "a.jsonl", PROMPTS)
+    found = Completions(tmp_path / "b.jsonl").complete(LM, PROMPTS, mixed, SAES, "Be safe.", 6, 2)
+    assert found == [alone.of(spec.hash, [prompt])[0] for spec, prompt in zip(mixed, PROMPTS, strict=True)]
+    named = SteeringSpec(system="Be safe.")
+    system = Completions(tmp_path / "c.jsonl").complete(LM, PROMPTS, named, SAES, "Something else", 6, 2)
+    assert [c.text for c in system] == [c.text for c in alone.of(UNSTEERED, PROMPTS)]
+
+
 def test_nothing_is_generated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     complete(tmp_path / "a.jsonl", PROMPTS)
     monkeypatch.setattr("demur.eval.complete.generate", lambda *a: pytest.fail("generated again"))

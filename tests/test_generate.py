@@ -126,7 +126,9 @@ def test_the_unsteered_answer_has_the_callers_system_prompt_but_not_the_specs(
 ) -> None:
     write_spec(tmp_path / "system.json", SteeringSpec(system="Be kind."))
     options = [*tiny.options, "--spec", str(tmp_path / "system.json"), "--compare", "--json"]
-    for more, plain, steered in (([], "", "Be kind."), (["--system", "No."], "No.", "No.")):
+    assert main(["generate", "Hello", *options, "--system", "No."]) == 1
+    assert "a system prompt of its own and --system gives another" in json.loads(capsys.readouterr().out)["error"]
+    for more, plain, steered in (([], "", "Be kind."), (["--system", "Be kind."], "Be kind.", "Be kind.")):
         assert main(["generate", "Hello", *options, *more]) == 0
         texts = [answer["text"] for answer in json.loads(capsys.readouterr().out)["answers"]]
         assert texts == [tiny.says(user("Hello"), system=plain), tiny.says(user("Hello"), system=steered)]

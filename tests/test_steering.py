@@ -41,6 +41,22 @@ def test_steering_changes_the_model_and_leaving_restores_it_bit_for_bit(lm: Lang
         assert torch.equal(lm.model(ids).logits, before)
 
 
+def test_what_was_recorded_before_an_edit_keeps_its_numbers(lm: LanguageModel) -> None:
+    recorded: list[torch.Tensor] = []
+
+    def look(residual: torch.Tensor, step: Step) -> torch.Tensor:
+        recorded.append(residual)  # no copy: an edit in place would change it
+        return residual
+
+    ids = torch.tensor([ids_of(lm, "Hello")[0]])
+    at = Hookpoint(1)
+    with attach(lm.model, at, look):
+        lm.model(ids)
+        with steer(lm.model, spec(20.0), SAES):
+            lm.model(ids)
+    assert torch.equal(recorded[0], recorded[1])
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_leaving_by_an_error_restores_the_model(lm: LanguageModel, error: type[BaseException]) -> None:
     ids = torch.tensor([ids_of(lm, "Hello")[0]])

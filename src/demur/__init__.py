@@ -13,8 +13,15 @@ if TYPE_CHECKING:
     from demur.lm.load import wrap as wrap
     from demur.sae.store import load_sae as load_sae
     from demur.sae.store import save_sae as save_sae
+    from demur.spec import DirectionEdit as DirectionEdit
     from demur.spec import Edit as Edit
+    from demur.spec import LatentGate as LatentGate
+    from demur.spec import NamedGate as NamedGate
+    from demur.spec import Positions as Positions
     from demur.spec import SteeringSpec as SteeringSpec
+    from demur.steering.direction import difference_in_means as difference_in_means
+    from demur.steering.spec_file import read_spec as read_spec
+    from demur.steering.spec_file import write_spec as write_spec
     from demur.steering.steer import steer as steer
     from demur.types import Message as Message
     from demur.types import Prompt as Prompt
@@ -22,7 +29,14 @@ if TYPE_CHECKING:
     from demur.verbs.study import study as study
 
 _HOMES = {
+    "DirectionEdit": "demur.spec",
     "Edit": "demur.spec",
+    "LatentGate": "demur.spec",
+    "NamedGate": "demur.spec",
+    "Positions": "demur.spec",
+    "difference_in_means": "demur.steering.direction",
+    "read_spec": "demur.steering.spec_file",
+    "write_spec": "demur.steering.spec_file",
     "Message": "demur.types",
     "Prompt": "demur.types",
     "SteeringSpec": "demur.spec",

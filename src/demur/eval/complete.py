@@ -46,9 +46,14 @@ class Completions:
         batch_size: int,
         advance: Callable[[float], None] = lambda amount: None,
     ) -> list[Completion]:
-        """Complete all `prompts` after `system` under `spec`, or each under its own; `saes` maps hashes to SAEs."""
-        rows = [chat_ids(lm, with_system(prompt, system)) for prompt in prompts]
+        """Complete all `prompts` under `spec`, or each under its own; `saes` maps hashes to SAEs.
+
+        A spec's system prompt stands in place of `system`.
+        """
         specs = [spec] * len(prompts) if isinstance(spec, SteeringSpec) else list(spec)
+        rows = [
+            chat_ids(lm, with_system(prompt, one.system or system)) for prompt, one in zip(prompts, specs, strict=True)
+        ]
         keys = [(one.hash, prompt.id) for one, prompt in zip(specs, prompts, strict=True)]
         for batch in batches([len(row) for row in rows], batch_size):
             if any(keys[i] not in self._rows for i in batch):

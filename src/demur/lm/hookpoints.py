@@ -13,6 +13,7 @@ from demur.errors import InputError
 from demur.types import Hookpoint
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -73,3 +74,16 @@ def block_at(model: PreTrainedModel, hookpoint: Hookpoint) -> nn.Module:
             f"choose layers.0.resid_post to layers.{len(found) - 1}.resid_post"
         )
     return found[hookpoint.block]
+
+
+def device_at(model: PreTrainedModel, hookpoint: Hookpoint) -> torch.device:
+    """Where the residual at `hookpoint` is computed; also for a block whose weights are kept elsewhere meanwhile."""
+    import torch
+
+    block = block_at(model, hookpoint)
+    stored = next(block.parameters()).device
+    if stored.type != "meta":
+        return stored
+    keeper = getattr(block, "_hf_hook", None)  # accelerate brings the weights of the block when it runs
+    found = getattr(keeper, "execution_device", None)
+    return torch.device("cpu" if found is None else found)

@@ -94,6 +94,7 @@ class TopKSae(Sae):
         folded = self.b_enc - self.b_dec @ self.W_enc if self.subtract_b_dec else self.b_enc
         folded = folded.unsqueeze(-1)
         by_latent = self._lay_out_by_latent()
+        single = int(latents[0]) if len(latents) == 1 else None
         chunk = max(1, _CHUNK // self.d_sae)
 
         def read(x: Tensor, wanted: Tensor) -> Tensor:
@@ -108,12 +109,13 @@ class TopKSae(Sae):
                     return found
             elif not bool(maybe.any()):
                 return torch.zeros_like(own)
-            parts = [ranked(*part) for part in zip(x.split(chunk), maybe.split(chunk), strict=True)]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            if len(x) <= chunk:
+                return ranked(x, maybe)
+            return torch.cat([ranked(*part) for part in zip(x.split(chunk), maybe.split(chunk), strict=True)])
 
         def ranked(x: Tensor, maybe: Tensor) -> Tensor:
             p = torch.addmm(folded, by_latent, x.T)
-            own = p[chosen]
+            own = p[single : single + 1] if single is not None else p[chosen]
             return own.relu().T * (maybe & self._among_largest(p, own).T)
 
         return read
@@ -135,7 +137,8 @@ class TopKSae(Sae):
         if len(own) > _COUNTED:
             return own >= p.T.topk(self.k, dim=-1, sorted=False).values.amin(-1)
         # counts what is strictly larger, in operations that run at the speed of memory
-        return torch.stack([(p - one).clamp_(min=0).sign_().sum(0) for one in own]) < self.k
+        counts = [(p - one).clamp_(min=0).sign_().sum(0, keepdim=True) for one in own.split(1)]
+        return (counts[0] if len(counts) == 1 else torch.cat(counts)) < self.k
 
     def _threshold(self) -> Tensor:
         if self.reference is None:

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from demur.errors import InputError, MismatchError
-from demur.lm.hookpoints import block_at, parse_hookpoint, width
+from demur.lm.hookpoints import device_at, parse_hookpoint, width
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae, embedded_sae
 from demur.spec import LatentGate, NamedGate, SteeringSpec
@@ -34,7 +34,7 @@ class Artefacts:
 
     def device(self, place: Hookpoint) -> torch.device:
         """Where the residual at `place` lives. Raises `InputError` for a hookpoint outside the model."""
-        return next(block_at(self._model, place).parameters()).device
+        return device_at(self._model, place)
 
     def sae(self, name: str, place: Hookpoint, latents: Iterable[int]) -> Sae:
         """The SAE with the hash `name`, on the device of `place`; it must have `latents` and the model's width."""

@@ -45,4 +45,8 @@ def schema() -> dict[str, Any]:
     from pydantic import TypeAdapter
 
     made = TypeAdapter(SteeringSpec).json_schema()
+    edit = made["$defs"]["Edit"]
+    edit["properties"]["latent"] = {"type": "integer", "minimum": 0, "description": "in place of latents, for one"}
+    edit["required"] = [name for name in edit["required"] if name != "latents"]
+    edit["oneOf"] = [{"required": ["latents"]}, {"required": ["latent"]}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SPEC_FORMAT, **made}

@@ -16,7 +16,7 @@ from demur.lm.batches import batches, pad
 from demur.lm.chat import chat_ids, with_system
 from demur.lm.generate import generate
 from demur.lm.harvest import MASSIVE
-from demur.lm.hookpoints import block_at, parse_hookpoint
+from demur.lm.hookpoints import device_at, parse_hookpoint
 from demur.lm.load import LanguageModel, load
 from demur.lm.record import read
 from demur.record import to_json
@@ -41,9 +41,9 @@ def sae_eval(config: SaeEval) -> dict[str, Any]:
     loaded = load_sae(config.sae)
     lm = load(config.model or model_name(loaded.config.model.name), device=config.device)
     hookpoint = parse_hookpoint(loaded.config.hookpoint)
-    block = block_at(lm.model, hookpoint)
+    device = device_at(lm.model, hookpoint)
     check_fits(loaded, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
-    loaded.sae.to(next(block.parameters()).device)
+    loaded.sae.to(device)
     if config.data:
         rows = documents(lm, config.data, config.context, config.max_tokens, config.seed).rows
         text = ", ".join(path.name for path in config.data)

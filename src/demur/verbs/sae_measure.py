@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from demur.errors import InputError
-from demur.lm.hookpoints import block_at, parse_hookpoint
+from demur.lm.hookpoints import device_at, parse_hookpoint
 from demur.lm.load import load
 from demur.sae.metrics import measure
 from demur.sae.store import check_fits, load_sae, write_reference
@@ -24,9 +24,9 @@ def sae_measure(config: SaeMeasure) -> dict[str, Any]:
     loaded = load_sae(config.sae)
     lm = load(config.model or model_name(loaded.config.model.name), device=config.device)
     hookpoint = parse_hookpoint(loaded.config.hookpoint)
-    block = block_at(lm.model, hookpoint)
+    device = device_at(lm.model, hookpoint)
     check_fits(loaded, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
-    loaded.sae.to(next(block.parameters()).device)
+    loaded.sae.to(device)
     rows = documents(lm, config.data, config.context, config.max_tokens, config.seed).rows
     if not rows:
         raise InputError("the text files hold no document of at least two tokens; give more text")

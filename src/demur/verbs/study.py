@@ -30,7 +30,7 @@ from demur.features.control import control_latent, firing_rates
 from demur.features.screen import rank_screened
 from demur.judges.rules import RulesJudge
 from demur.lm.chat import chat_ids, text_ids, with_system
-from demur.lm.hookpoints import block_at, parse_hookpoint
+from demur.lm.hookpoints import device_at, parse_hookpoint
 from demur.lm.load import LanguageModel, load
 from demur.record import (
     append_jsonl,
@@ -153,9 +153,9 @@ def study(config: StudyConfig, out: Path | None = None) -> StudyResult:
     hookpoint = parse_hookpoint(config.hookpoint or loaded.config.hookpoint)
     progress.say(f"loading {config.model}")
     lm = load(config.model, config.dtype, config.device, config.revision)
-    block = block_at(lm.model, hookpoint)
+    device = device_at(lm.model, hookpoint)
     check_fits(loaded, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
-    loaded.sae.to(next(block.parameters()).device)
+    loaded.sae.to(device)
     run = Run(
         kind="study",
         name=config.name,
