@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from demur.errors import InputError
+from demur.lm.caches import given_cache
 from demur.lm.hookpoints import block_at
 from demur.types import Hookpoint
 
@@ -197,7 +198,7 @@ def _step(known: _Attached, args: tuple[Any, ...], kwargs: dict[str, Any]) -> St
         ids = args[0]
     tokens = ids if ids is not None else kwargs["inputs_embeds"]
     batch, length = tokens.shape[:2]
-    cache = kwargs.get("past_key_values")
+    cache = given_cache(kwargs)
     past = int(cache.get_seq_length()) if cache is not None else 0
     about = known.generation
     mask = _mask(kwargs.get("attention_mask"), about, batch, past + length)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from demur.lm.caches import cache_argument
 from demur.lm.load import LanguageModel
 
 Row = Sequence[int]
@@ -72,6 +73,6 @@ def share_prefix(lm: LanguageModel, rows: Sequence[Row], worthwhile: int = 8) ->
     prefix = list(rows[0][:length])
     with torch.no_grad():
         lm.model.get_decoder()(
-            input_ids=torch.tensor([prefix], device=lm.device), past_key_values=cache, use_cache=True
+            input_ids=torch.tensor([prefix], device=lm.device), use_cache=True, **{cache_argument(lm.model): cache}
         )
     return Prefixed([list(row[length:]) for row in rows], prefix, cache)

@@ -9,6 +9,7 @@ import torch
 
 from demur.lm.attach import Generation, generation, rows_differ
 from demur.lm.batches import Padded, Row, pad, share_prefix
+from demur.lm.caches import cache_argument
 from demur.lm.load import LanguageModel
 
 
@@ -55,7 +56,7 @@ def _generate(lm: LanguageModel, rows: Sequence[Row], max_new_tokens: int, about
             ids = model.generate(
                 input_ids=padded.ids,
                 attention_mask=padded.mask,
-                past_key_values=cache,
+                **{cache_argument(lm.model): cache},
                 max_new_tokens=new,
                 # greedy and nothing else, whatever the model's own generation settings say
                 do_sample=False,

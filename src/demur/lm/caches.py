@@ -1,0 +1,22 @@
+"""The name under which models take their key-value cache: `cache` since transformers 5.24, `past_key_values` before."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedModel
+
+_NAMES = ("cache", "past_key_values")
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What `model` and its `generate` call the cache."""
+    new, old = _NAMES
+    return new if new in inspect.signature(model.get_decoder().forward).parameters else old
+
+
+def given_cache(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the keyword arguments of a call, under either name; None without one."""
+    return next((arguments[name] for name in _NAMES if arguments.get(name) is not None), None)
