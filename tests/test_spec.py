@@ -142,7 +142,10 @@ def tiny(tmp_path: Path) -> list[str]:
 
 
 def test_verify_passes_on_a_sound_engine(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", *tiny, "--json"]) == 0
+    file, options = tiny[-1], tiny[:-2]
+    assert main(["verify", file, *tiny]) == 1
+    assert "two specs were given" in capsys.readouterr().err
+    assert main(["verify", file, *options, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["passed"]
     assert len(found["checks"]) == 7

@@ -303,6 +303,8 @@ class Chat:
 class Verify:
     """Check on your own model that a spec is applied exactly, and only where it says."""
 
+    file: tyro.conf.Positional[Path | None] = None
+    """Spec file, as --spec."""
     steered: Annotated[Steered, tyro.conf.arg(name="")] = field(default_factory=Steered)
     """Model and spec."""
     json: bool = False

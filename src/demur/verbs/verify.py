@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from demur import progress
 from demur.data.prompts import load_prompts, take
+from demur.errors import InputError
 from demur.lm.attach import Step, attach, prompt_lengths
 from demur.lm.batches import pad
 from demur.lm.chat import chat_ids, with_system
@@ -53,7 +54,12 @@ class _Failure(Exception):
 
 def verify(config: Verify) -> Verified:
     """Run every check. A failed check is a result, not an error; raises as `load_steered` and `steer` do."""
-    loaded = load_steered(config.steered, need_spec=True)
+    steered = config.steered
+    if config.file is not None:
+        if steered.spec is not None:
+            raise InputError(f"two specs were given, {config.file} and {steered.spec}; give one")
+        steered = replace(steered, spec=config.file)
+    loaded = load_steered(steered, need_spec=True)
     checks = _Checks(loaded)
     found = []
     with progress.track("checks", len(checks.all), "checks") as advance:
