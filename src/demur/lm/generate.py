@@ -22,6 +22,14 @@ class Answer(NamedTuple):
     stop: Literal["eos", "length"]
 
 
+AS_ASKED: dict[str, Any] = {
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": 0,
+    "cache_implementation": None,
+}
+"""What was asked for and nothing else, whatever the model's own generation settings say."""
 _CHUNK = 10
 """Tokens between looks at which rows have finished. Finished rows leave the batch; refusals are short."""
 
@@ -58,13 +66,8 @@ def _generate(lm: LanguageModel, rows: Sequence[Row], max_new_tokens: int, about
                 attention_mask=padded.mask,
                 **{cache_argument(lm.model): cache},
                 max_new_tokens=new,
-                # greedy and nothing else, whatever the model's own generation settings say
                 do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
-                min_new_tokens=0,
-                cache_implementation=None,
+                **AS_ASKED,
                 pad_token_id=lm.pad_id,
                 eos_token_id=sorted(lm.eos_ids),
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from demur.errors import InputError
 from demur.lm.chat import chat_ids
+from demur.lm.generate import AS_ASKED
 from demur.lm.load import LanguageModel
 from demur.progress import say
 from demur.spec import SteeringSpec
@@ -168,13 +169,8 @@ def answer(
             attention_mask=torch.ones_like(ids),
             streamer=stream,
             max_new_tokens=_room(lm, length, sampling.max_new_tokens),
-            # what was asked for and nothing else, whatever the model's own generation settings say
             **drawn,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            min_new_tokens=0,
-            cache_implementation=None,
+            **AS_ASKED,
             pad_token_id=lm.pad_id,
             eos_token_id=sorted(lm.eos_ids) or None,
         )

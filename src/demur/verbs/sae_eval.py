@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from demur.lm.load import LanguageModel, load
 from demur.lm.record import read
 from demur.record import to_json
 from demur.sae.metrics import measure
-from demur.sae.store import check_fits, load_sae
+from demur.sae.store import LoadedSae, check_fits, load_sae
 from demur.types import SAFETY_SYSTEM_PROMPT, Hookpoint
 from demur.verbs.config import SaeEval
 from demur.verbs.documents import documents
@@ -38,12 +39,7 @@ def sae_eval(config: SaeEval) -> dict[str, Any]:
     `dead` is the share of latents active on none of the tokens looked at: on little text it overstates death.
     Raises as `load_sae`, `load` and `check_fits` do.
     """
-    loaded = load_sae(config.sae)
-    lm = load(config.model or model_name(loaded.config.model.name), device=config.device)
-    hookpoint = parse_hookpoint(loaded.config.hookpoint)
-    device = device_at(lm.model, hookpoint)
-    check_fits(loaded, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
-    loaded.sae.to(device)
+    loaded, lm, hookpoint = with_its_model(config.sae, config.model, config.device)
     if config.data:
         rows = documents(lm, config.data, config.context, config.max_tokens, config.seed).rows
         text = ", ".join(path.name for path in config.data)
@@ -72,8 +68,18 @@ def sae_eval(config: SaeEval) -> dict[str, Any]:
     }
 
 
-def model_name(trained_on: str) -> str:
-    """What to load for an SAE that was trained on `trained_on`: the embedded model goes by its short name."""
+def with_its_model(sae: str | Path, model: str, device: str) -> tuple[LoadedSae, LanguageModel, Hookpoint]:
+    """The SAE, `model` or else the one it was trained on, and its hookpoint; the SAE is where that block runs."""
+    loaded = load_sae(sae)
+    lm = load(model or _model_name(loaded.config.model.name), device=device)
+    hookpoint = parse_hookpoint(loaded.config.hookpoint)
+    place = device_at(lm.model, hookpoint)
+    check_fits(loaded, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
+    loaded.sae.to(place)
+    return loaded, lm, hookpoint
+
+
+def _model_name(trained_on: str) -> str:
     from demur.lm import embedded
 
     return embedded.NAME if trained_on == embedded.HUB_ID else trained_on

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from demur.errors import InputError
-from demur.lm.hookpoints import device_at, parse_hookpoint
-from demur.lm.load import load
 from demur.sae.metrics import measure
-from demur.sae.store import check_fits, load_sae, write_reference
+from demur.sae.store import load_sae, write_reference
 from demur.verbs.config import SaeMeasure
 from demur.verbs.documents import documents
-from demur.verbs.sae_eval import model_name, residuals
+from demur.verbs.sae_eval import residuals, with_its_model
 
 
 def sae_measure(config: SaeMeasure) -> dict[str, Any]:
@@ -21,12 +19,7 @@ def sae_measure(config: SaeMeasure) -> dict[str, Any]:
     The units `max_act` and `sigma` of a spec and its fast threshold path rest on these. The SAE's weights stay as they
     are, its hash changes, and with it which specs it fits. Raises as `load_sae`, `load` and `check_fits` do.
     """
-    loaded = load_sae(config.sae)
-    lm = load(config.model or model_name(loaded.config.model.name), device=config.device)
-    hookpoint = parse_hookpoint(loaded.config.hookpoint)
-    device = device_at(lm.model, hookpoint)
-    check_fits(loaded, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
-    loaded.sae.to(device)
+    loaded, lm, hookpoint = with_its_model(config.sae, config.model, config.device)
     rows = documents(lm, config.data, config.context, config.max_tokens, config.seed).rows
     if not rows:
         raise InputError("the text files hold no document of at least two tokens; give more text")

@@ -17,10 +17,10 @@ from demur.lm.attach import Step, attach, prompt_lengths
 from demur.lm.batches import pad
 from demur.lm.chat import chat_ids, with_system
 from demur.lm.hookpoints import parse_hookpoint
-from demur.sae.store import embedded_sae
 from demur.spec import Edit, SteeringSpec
+from demur.steering.artefacts import Artefacts
 from demur.steering.oracle import expected
-from demur.steering.steer import Steering, steer
+from demur.steering.steer import steer
 from demur.verbs.config import Verify
 from demur.verbs.steered import Loaded, load_steered
 
@@ -93,8 +93,8 @@ class _Checks:
             self._lm, self._spec if spec is None else spec, self._loaded.saes, directions=self._loaded.directions
         )
 
-    def _pass(self, side: str) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor, Steering]:
-        """Residuals before and after each hookpoint of the spec over one padded batch, its mask, and the counts."""
+    def _pass(self, side: str) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
+        """Residuals before and after each hookpoint of the spec over one padded batch, and its mask."""
         seen: dict[str, list[Tensor]] = {}
         batch = pad(self._lm, self._rows, side=side)
         places = dict.fromkeys(edit.hookpoint for edit in self._spec.edits)
@@ -112,22 +112,22 @@ class _Checks:
             stack.enter_context(prompt_lengths(self._lm.model, halves))
             for place in places:
                 stack.enter_context(attach(self._lm.model, parse_hookpoint(place), look(place)))
-            steering = stack.enter_context(self._steer())
+            stack.enter_context(self._steer())
             for place in places:
                 stack.enter_context(attach(self._lm.model, parse_hookpoint(place), look(place)))
             self._lm.model(input_ids=batch.ids, attention_mask=batch.mask)
-        return {name: (before, after) for name, (before, after) in seen.items()}, batch.mask, steering
+        return {name: (before, after) for name, (before, after) in seen.items()}, batch.mask
 
     def _exact(self) -> tuple[bool, str]:
-        saes = {sae.hash: sae.sae for sae in self._loaded.saes}
-        for edit in self._spec.edits:
-            if isinstance(edit, Edit) and edit.sae not in saes:
-                found = embedded_sae(edit.sae)
-                assert found is not None
-                saes[edit.sae] = found.sae
-        worst, unclear, tokens = 0.0, 0, 0
         if not self._spec.exact:
             return True, "not checked: the spec asks for the fast threshold path, which is not exact"
+        found = Artefacts(self._lm.model, self._loaded.saes, (), {})
+        saes = {
+            edit.sae: found.sae(edit.sae, parse_hookpoint(edit.hookpoint), edit.latents)
+            for edit in self._spec.edits
+            if isinstance(edit, Edit)
+        }
+        worst, unclear, tokens = 0.0, 0, 0
         for name, (before, after) in self._pass("left")[0].items():
             changed = (before != after).any(-1)
             x, got = before[changed], after[changed].double()
@@ -144,7 +144,7 @@ class _Checks:
     def _elsewhere(self) -> tuple[bool, str]:
         wrong = looked = 0
         for side in ("left", "right"):
-            residuals, mask, _ = self._pass(side)
+            residuals, mask = self._pass(side)
             position = mask.cumsum(-1) - 1
             out = mask == 0
             if self._spec.skip_first:
