@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint sae-formats clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -38,6 +38,9 @@ lint: $(VENV)/.dev  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+sae-formats: $(VENV)/.dev  ## Write the SAE fixtures anew with the real libraries and check that we read them
+	@TORCH="$(TORCH)" PIP_ARGS="$(PIP_ARGS)" $(BIN)/python scripts/sae_fixtures/check.py $(if $(UPDATE),--update)
 
 clean:  ## Remove the virtual environment and caches, keep runs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

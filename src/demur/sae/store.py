@@ -6,70 +6,28 @@ output made with it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from demur.errors import InputError, MismatchError, NotFoundError
+from demur.errors import InputError, MismatchError
 from demur.record import file_sha256, from_json, read_json, to_json, whole_file, write_json
-from demur.sae.base import Normalize, Reference, Sae
-from demur.sae.thresholded import KINDS
-from demur.sae.topk import TopKSae
+from demur.sae.base import Reference, Sae
+from demur.sae.files import read_tensors
+from demur.sae.meaning import FORMAT, build
+from demur.sae.meaning import LoadedSae as LoadedSae
+from demur.sae.meaning import SaeConfig as SaeConfig
+from demur.sae.meaning import SaeModel as SaeModel
 from demur.types import stable_hash
 
-FORMAT = "demur-sae/1"
 _REFERENCE = "reference."
 _LATER = {"normalize": "none", "subtract_b_dec": True}
 """Fields that cfg.json gained later, with what they meant before."""
 EMBEDDED = Path(__file__).parent / "embedded"
 """Folder of the SAEs that ship with demur, by name."""
-
-
-@dataclass(frozen=True)
-class SaeModel:
-    """The language model an SAE was trained on."""
-
-    name: str
-    fingerprint: str
-    """`LanguageModel.fingerprint`."""
-    n_blocks: int
-
-
-@dataclass(frozen=True)
-class SaeConfig:
-    """`cfg.json`: what the weights mean."""
-
-    d_in: int
-    d_sae: int
-    k: int
-    """Active latents per token: exactly, at most or on average, as the architecture has it."""
-    hookpoint: str
-    model: SaeModel
-    architecture: str = "topk"
-    """`topk`, `batchtopk`, `jumprelu`, `relu` or `gated`."""
-    normalize: Normalize = "none"
-    subtract_b_dec: bool = True
-    format: str = FORMAT
-    training: dict[str, Any] = field(default_factory=dict)
-    """Data, tokens, seed, command and commit."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Held-out FVU, L0, dead share and the like, of the weights as stored."""
-
-
-@dataclass(frozen=True)
-class LoadedSae:
-    """An SAE ready to use."""
-
-    sae: Sae
-    config: SaeConfig
-    hash: str
-    """16 hex digits over weights and meaning."""
-    path: str
 
 
 def save_sae(folder: Path, sae: Sae, config: SaeConfig, dtype: torch.dtype = torch.float32) -> None:
@@ -83,7 +41,15 @@ def save_sae(folder: Path, sae: Sae, config: SaeConfig, dtype: torch.dtype = tor
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
-    """Store `reference` in the SAE of `folder`; its weights keep their bits, its hash changes."""
+    """Store `reference` in the SAE of `folder`; its weights keep their bits, its hash changes.
+
+    Raises `InputError` unless the SAE is in demur's own format.
+    """
+    if not is_own(folder):
+        raise InputError(
+            f"{folder} is not a folder of demur's own format, which alone can hold reference statistics; "
+            "make one with `demur sae convert SAE OUT --to demur`"
+        )
     path = folder / "sae.safetensors"
     tensors = {**load_file(path), **_named(reference)}
     with whole_file(path) as temporary:
@@ -97,57 +63,47 @@ def _named(reference: Reference) -> dict[str, torch.Tensor]:
     }
 
 
-def load_sae(path: str | Path) -> LoadedSae:
-    """Load an SAE by the name of an embedded one or from a folder, in float32, on the CPU.
+def load_sae(path: str | Path, input_scale: float | None = None) -> LoadedSae:
+    """Load an SAE in float32, on the CPU.
 
-    Raises `NotFoundError` where there is none, `InputError` for files of another format, `MismatchError` when the
-    tensors disagree with `cfg.json`.
+    `path`: the name of an embedded SAE; a folder or file of any format in `demur.sae.formats`; or a hub reference
+    `owner/repo`, `owner/repo/sub/path` or `owner/repo@revision/sub/path`, of which only that SAE's files are fetched.
+    `input_scale`: the factor that residuals were multiplied by in training, for files that leave it out (SAELens's
+    `expected_average_only_in`); it is folded into the weights.
+
+    Raises `NotFoundError` where there is none, `InputError` for files that are damaged or of no known format,
+    `MismatchError` when the tensors disagree with their config.
     """
     embedded = EMBEDDED / str(path)
-    folder = embedded if embedded.is_dir() and not Path(path).is_dir() else Path(path).expanduser()
-    if not (folder / "cfg.json").is_file():
-        names = ", ".join(sorted(p.name for p in EMBEDDED.glob("*") if p.is_dir())) or "none"
-        raise NotFoundError(
-            f"no SAE is at {str(path)!r}: expected a folder with cfg.json and sae.safetensors, or the name of an "
-            f"embedded SAE ({names})"
-        )
-    raw = read_json(folder / "cfg.json")
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise InputError(
-            f"{folder}/cfg.json is not a demur SAE (format {FORMAT!r} is missing); train one with `demur sae train`"
-        )
-    config = from_json(SaeConfig, raw, str(folder / "cfg.json"))
+    local = embedded if embedded.is_dir() and not Path(path).is_dir() else Path(path).expanduser()
+    if not is_own(local):
+        from demur.sae.formats.detect import locate, open_sae
+
+        found = locate(str(path), local, tuple(sorted(p.name for p in EMBEDDED.glob("*") if p.is_dir())))
+        local = found.place.path
+        if not is_own(local):
+            return open_sae(found, str(path), input_scale)
+    if input_scale is not None:
+        raise InputError(f"an input scale was given, but {path} is an SAE of demur, which needs none; leave it out")
+    return _load_own(local, str(path))
+
+
+def is_own(folder: Path) -> bool:
+    """Whether `folder` holds an SAE in demur's own format."""
+    cfg = folder / "cfg.json"
+    raw = read_json(cfg) if cfg.is_file() else None
+    return isinstance(raw, dict) and raw.get("format") == FORMAT
+
+
+def _load_own(folder: Path, name: str) -> LoadedSae:
+    config = from_json(SaeConfig, read_json(folder / "cfg.json"), str(folder / "cfg.json"))
     weights = folder / "sae.safetensors"
-    try:
-        tensors = load_file(weights)
-    except FileNotFoundError:
-        raise NotFoundError(f"{weights} is missing; copy the SAE folder again") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{weights} is not a whole safetensors file ({error}); copy it again") from error
-    sae = _empty(config, folder)
-    for name, parameter in sae.named_parameters():
-        found = tuple(tensors[name].shape) if name in tensors else None
-        if found != tuple(parameter.shape):
-            raise MismatchError(
-                f"{weights}: {name} is {found or 'missing'}, but cfg.json asks for {tuple(parameter.shape)}; "
-                "the two files do not belong together"
-            )
-    sae.load_state_dict({name: tensors[name].float() for name in sae.state_dict()})
+    tensors = read_tensors(weights)
+    sae = build(config, tensors, str(weights), "cfg.json")
     stored = {name: tensors[_REFERENCE + name] for name in Reference._fields if _REFERENCE + name in tensors}
     if len(stored) == len(Reference._fields):
         sae.reference = Reference(**stored)
-    return LoadedSae(sae.requires_grad_(False), config, _hash(weights, config), str(path))
-
-
-def _empty(config: SaeConfig, folder: Path) -> Sae:
-    if config.architecture == TopKSae.kind:
-        return TopKSae(config.d_in, config.d_sae, config.k, config.normalize, config.subtract_b_dec)
-    if config.architecture not in KINDS:
-        raise InputError(
-            f"{folder}/cfg.json names the architecture {config.architecture!r}; this version knows "
-            f"{', '.join((TopKSae.kind, *KINDS))}"
-        )
-    return KINDS[config.architecture](config.d_in, config.d_sae, config.normalize, config.subtract_b_dec)
+    return LoadedSae(sae, config, _hash(weights, config), name)
 
 
 def embedded_sae(name: str) -> LoadedSae | None:
@@ -162,16 +118,28 @@ def _embedded() -> dict[str, LoadedSae]:
 
 
 def check_fits(loaded: LoadedSae, name: str, fingerprint: str, d_model: int, n_blocks: int) -> None:
-    """Raise `MismatchError` unless the SAE was trained on this model (by name, or by its norm weights)."""
+    """Raise `MismatchError` unless the SAE was trained on this model (by name, or by its norm weights).
+
+    Files from elsewhere say neither the weights nor the number of blocks: for them the width must fit, and the block
+    that they read must exist.
+    """
     made_for = loaded.config.model
-    if loaded.config.d_in != d_model or made_for.n_blocks != n_blocks:
+    own = f" ({made_for.name})" if made_for.name else ""
+    reads = re.fullmatch(r"layers\.(\d+)\.resid_post", loaded.config.hookpoint)
+    if made_for.n_blocks == 0 and loaded.config.d_in == d_model and reads and int(reads[1]) >= n_blocks:
         raise MismatchError(
-            f"the SAE {loaded.path!r} is for a model of width {loaded.config.d_in} with {made_for.n_blocks} blocks "
-            f"({made_for.name}), but {name} has width {d_model} and {n_blocks} blocks; choose the SAE of this model"
+            f"the SAE {loaded.path!r}{own} reads {loaded.config.hookpoint}, but {name} has {n_blocks} blocks; "
+            "choose the SAE of this model"
+        )
+    if loaded.config.d_in != d_model or made_for.n_blocks not in (0, n_blocks):
+        blocks = f" with {made_for.n_blocks} blocks" if made_for.n_blocks else ""
+        raise MismatchError(
+            f"the SAE {loaded.path!r} is for a model of width {loaded.config.d_in}{blocks}{own}, but {name} has "
+            f"width {d_model} and {n_blocks} blocks; choose the SAE of this model"
         )
     # a hub id names weights, a local path does not
     same_name = name == made_for.name and not Path(name).exists()
-    if not same_name and fingerprint != made_for.fingerprint:
+    if made_for.fingerprint and not same_name and fingerprint != made_for.fingerprint:
         raise MismatchError(
             f"the SAE {loaded.path!r} was trained on {made_for.name}, but the model is {name}, which has other "
             "weights; choose the SAE of this model, or train one with `demur sae train`"
