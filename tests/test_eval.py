@@ -1,6 +1,7 @@
 """Completions, capability, KL and CE recovered on a tiny model, against plain loops."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from demur.eval.divergence import divergence
 from demur.eval.measurements import Measurements
 from demur.eval.reconstruction import ce_recovered
 from demur.eval.rows import ANY, FULL, Verdicts, refusal_gain
+from demur.lm.attach import Step, attach
 from demur.lm.chat import chat_ids, text_ids
 from demur.spec import Edit, SteeringSpec
 from demur.steering.steer import steer
-from demur.testing import tiny_model, tiny_sae
+from demur.testing import ARCHITECTURES, tiny_model, tiny_sae
 from demur.types import (
     UNSTEERED,
     Hookpoint,
@@ -132,6 +134,34 @@ def test_ce_recovered_is_one_for_a_perfect_sae_and_zero_for_a_blank_one() -> Non
         ce += float(torch.nn.functional.cross_entropy(logits, torch.tensor(row[1:]), reduction="sum"))
     assert perfect.ce == pytest.approx(ce / sum(len(row) - 1 for row in rows), rel=1e-4)
     assert perfect.tokens == sum(len(row) - 1 for row in rows)
+    assert perfect.kl == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("block", [0, 2])
+def test_ce_recovered_and_kl_against_a_plain_loop(
+    architecture: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("demur.eval.reconstruction._LOGITS", 320 * 5 * 7)  # seven positions at once
+    lm, sae = tiny_model(architecture), SAES["s"]
+    rows = [chat_ids(lm, p.messages) for p in PROMPTS]
+    found = ce_recovered(lm, sae, Hookpoint(block), rows)
+    ce, kl = [0.0, 0.0, 0.0], 0.0
+    for row in rows:
+        logs = []
+        for change in (lambda x: x, sae, torch.zeros_like):
+
+            def edit(residual: torch.Tensor, step: Step, change: Any = change) -> torch.Tensor:
+                return torch.cat([residual[:, :1], change(residual)[:, 1:]], dim=1)
+
+            with torch.no_grad(), attach(lm.model, Hookpoint(block), edit):
+                logs.append(lm.model(torch.tensor([row])).logits[0, :-1].double().log_softmax(-1))
+        for i, log in enumerate(logs):
+            ce[i] -= float(sum(log[place, token] for place, token in enumerate(row[1:])))
+        kl += float((logs[0].exp() * (logs[0] - logs[1])).sum())
+    n = sum(len(row) - 1 for row in rows)
+    assert (found.ce, found.ce_sae, found.ce_zero) == pytest.approx([total / n for total in ce], rel=1e-4)
+    assert found.kl == pytest.approx(kl / n, rel=1e-3)
 
 
 def verdicts(spec: str, *labels: Label) -> list[Verdict]:

@@ -10,7 +10,7 @@ from demur.lm.chat import chat_ids, chat_text
 from demur.lm.generate import generate
 from demur.lm.hookpoints import block_at, blocks, parse_hookpoint
 from demur.lm.load import LanguageModel
-from demur.lm.record import read, resume
+from demur.lm.record import read, read_all, resume
 from demur.lm.score import log_probs_from, read_padded
 from demur.testing import ARCHITECTURES, tiny_model
 from demur.types import Hookpoint, Message
@@ -53,6 +53,16 @@ def test_read_is_the_hidden_state_after_the_block(lm: LanguageModel) -> None:
     states = lm.model(ids, output_hidden_states=True).hidden_states
     for block in range(lm.n_blocks - 1):  # the last entry is after the final norm
         torch.testing.assert_close(read(lm.model, Hookpoint(block), ids).residual, states[block + 1])
+
+
+def test_read_all_is_read_at_every_block_and_leaves_no_hook(lm: LanguageModel) -> None:
+    rows = pad(lm, ids_of(lm, "Hi", "A much longer question about cakes"), side="right")
+    before = [list(block._forward_hooks) for block in blocks(lm.model)]  # transformers leaves some of its own
+    every = read_all(lm.model, rows.ids, rows.mask)
+    assert [list(block._forward_hooks) for block in blocks(lm.model)] == before
+    assert len(every) == lm.n_blocks
+    for block, residual in enumerate(every):
+        assert torch.equal(residual, read(lm.model, Hookpoint(block), rows.ids, rows.mask).residual)
 
 
 def test_a_reader_sees_the_unedited_residual_and_the_edit_is_not_in_place(lm: LanguageModel) -> None:

@@ -1,7 +1,7 @@
 """The SAE room: exact activations, metrics against an oracle, training, files."""
 
 import json
-from collections.abc import Callable, Iterator
+import math
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,10 @@ from torch import Tensor
 
 from demur.errors import InputError, MismatchError, NotFoundError
 from demur.sae.base import Sae
-from demur.sae.config import TrainConfig
-from demur.sae.metrics import measure
+from demur.sae.metrics import Tokens, measure
 from demur.sae.store import SaeConfig, SaeModel, check_fits, load_sae, save_sae
+from demur.sae.thresholded import JumpReluSae
 from demur.sae.topk import TopKSae
-from demur.sae.train import State, fit_scale, initialise, train
 from demur.testing import tiny_sae
 
 
@@ -49,110 +48,75 @@ def test_encode_keeps_the_k_largest_and_decode_agrees() -> None:
     torch.testing.assert_close(sae(x), sae.decode(dense), atol=1e-5, rtol=1e-5)
 
 
-def test_metrics_against_a_plain_computation() -> None:
-    sae = tiny_sae()
-    x = torch.randn(300, 32) * 3 + 100
-    measured = measure(sae, x.split(70))
+def relu_like(sae: TopKSae) -> JumpReluSae:
+    other = JumpReluSae(sae.d_in, sae.d_sae, "constant_norm")
+    other.load_state_dict({**sae.state_dict(), "threshold": torch.full((sae.d_sae,), 2.5)})
+    return other.requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+def test_metrics_against_a_plain_computation(kind: str) -> None:
+    topk = tiny_sae()
+    sae: Sae = topk if kind == "topk" else relu_like(topk)
+    n = 301  # 7 x 43: no rate but 1 is an edge of the histogram
+    x = torch.randn(n, 32, generator=torch.Generator().manual_seed(3)) * 3 + (100 if kind == "topk" else 0)
+    types = torch.arange(n).remainder(7).clamp(max=3).to(torch.uint8)
+    x[types == 2] *= 1.3
+    measured = measure(sae, map(Tokens, x.split(70), types.split(70)))
+    metrics = measured.metrics
     dense = sae.encode(x).double()
-    error = (x.double() - (dense @ sae.W_dec.double() + sae.b_dec.double())).square().sum()
-    assert measured.metrics.fvu == pytest.approx(
-        float(error / (x.double() - x.double().mean(0)).square().sum()), rel=1e-5
-    )
-    assert measured.metrics.l0 == pytest.approx(float((dense > 0).sum(-1).double().mean()))
-    assert measured.metrics.dead == pytest.approx(float(((dense > 0).sum(0) == 0).double().mean()))
-    assert measured.metrics.tokens == 300
-    torch.testing.assert_close(measured.reference.rate, (dense > 0).double().mean(0).float())
+    size = x.double().norm(dim=-1, keepdim=True) / 32**0.5 if kind == "jumprelu" else 1
+    rebuilt = (dense @ sae.W_dec.double() + sae.b_dec.double()) * size
+
+    def fvu(which: Tensor) -> float:
+        own, made = x[which].double(), rebuilt[which]
+        return float((own - made).square().sum() / (own - own.mean(0)).square().sum())
+
+    assert metrics.fvu == pytest.approx(fvu(torch.ones(n, dtype=torch.bool)), rel=1e-5)
+    assert measured.fvu_by_type == pytest.approx({kind: fvu(types == kind) for kind in range(4)}, rel=1e-5)
+    assert measured.tokens_by_type == {kind: int((types == kind).sum()) for kind in range(4)}
+    active = dense > 0
+    assert metrics.l0 == pytest.approx(float(active.sum(-1).double().mean()))
+    assert metrics.dead == pytest.approx(float((active.sum(0) == 0).double().mean()))
+    assert metrics.tokens == n
+    assert metrics.l2_ratio == pytest.approx(float((rebuilt.norm(dim=-1) / x.double().norm(dim=-1)).mean()), rel=1e-5)
+    assert metrics.zero_share == pytest.approx(float((~active.any(-1)).double().mean()))
+    torch.testing.assert_close(measured.reference.rate, active.double().mean(0).float())
     torch.testing.assert_close(measured.reference.max_act, dense.amax(0).float())
     torch.testing.assert_close(measured.reference.sigma, dense.std(0, correction=0).float(), atol=1e-5, rtol=1e-4)
-    smallest = [min(float(v) for v in row if v > 0) for row in dense]
-    assert float(measured.reference.threshold) == pytest.approx(sum(smallest) / 300, rel=1e-5)
+    logs = [math.log10(rate) for rate in active.double().mean(0).tolist() if rate > 0]
+    low = measured.rates.edges[:-1]
+    assert [sum(a <= log < a + 0.5 or log == a + 0.5 == 0 for log in logs) for a in low] == [*measured.rates.counts]
+    assert measured.rates.never == 96 - len(logs) == int((active.sum(0) == 0).sum())
+    smallest = [min(float(v) for v in row if v > 0) for row in dense if bool((row > 0).any())]
+    expected = sum(smallest) / len(smallest) if kind == "topk" else 0
+    assert float(measured.reference.threshold) == pytest.approx(expected, rel=1e-5)
 
 
-def planted(n: int, seed: int) -> Tensor:
-    """Residuals made of 4 of 60 planted directions each, far from the origin."""
-    directions = torch.nn.functional.normalize(torch.randn(60, 24, generator=torch.Generator().manual_seed(7)), dim=1)
-    generator = torch.Generator().manual_seed(seed)
-    which = torch.rand(n, 60, generator=generator).topk(4).indices
-    size = 1 + torch.rand(n, 4, generator=generator)
-    return torch.zeros(n, 60).scatter(1, which, size) @ directions * 9 + 5
+def test_metrics_do_not_depend_on_how_tokens_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+    sae, x = tiny_sae(), torch.randn(300, 32)
+    whole = measure(sae, [Tokens(x), Tokens(x[:0])])
+    monkeypatch.setattr("demur.sae.metrics._LATENTS", 96 * 7)
+    parts = measure(sae, map(Tokens, x.split(11)))
+    assert parts.metrics == pytest.approx(whole.metrics, rel=1e-5)
+    assert parts.rates == whole.rates
+    assert whole.fvu_by_type == parts.fvu_by_type == {}
 
 
-CONFIG = TrainConfig(d_sae=80, k=4, batch_size=256, lr=3e-3, dead_after=5000, seed=1)
+def test_tokens_without_an_active_latent_are_counted_and_spoil_nothing() -> None:
+    sae = tiny_sae()
+    sae.b_enc.fill_(-1e3)
+    measured = measure(sae, [Tokens(torch.randn(50, 32))])
+    assert measured.metrics.zero_share == 1
+    assert measured.metrics.dead == 1
+    assert measured.rates.never == 96
+    assert float(measured.reference.threshold) == 0
 
 
-def stream(data: Tensor, config: TrainConfig) -> Callable[[int], Iterator[Tensor]]:
-    def batches(first: int) -> Iterator[Tensor]:
-        while True:
-            generator = torch.Generator().manual_seed(first)
-            yield data[torch.randint(len(data), (config.batch_size,), generator=generator)]
-            first += 1
-
-    return batches
-
-
-def test_training_explains_planted_data_and_folds_the_scale() -> None:
-    data = planted(8000, 0)
-    untrained = measure(initialise(data, CONFIG), [(data - data.mean(0)) * fit_scale(data).factor]).metrics.fvu
-    sae = train(stream(data, CONFIG), data[:2000], 400, CONFIG)
-    metrics = measure(sae, [planted(2000, 1)]).metrics
-    assert metrics.fvu < 0.35 < untrained
-    assert metrics.l0 <= 4
-    norms = sae.W_dec.norm(dim=1)
-    torch.testing.assert_close(norms, torch.full_like(norms, 1 / fit_scale(data[:2000]).factor))
-    assert sae.unit == pytest.approx(float(norms.mean()))
-
-
-def test_resuming_gives_the_same_weights() -> None:
-    data = planted(3000, 0)
-    states: dict[int, State] = {}
-
-    def keep(report: object, state: Callable[[], State]) -> None:
-        states[state().step] = state()
-
-    whole = train(stream(data, CONFIG), data[:500], 40, CONFIG, on_step=keep)
-    resumed = train(stream(data, CONFIG), data[:500], 40, CONFIG, resume=states[17])
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
-
-
-def test_the_auxiliary_loss_reaches_the_encoder_of_dead_latents() -> None:
-    from demur.sae.train import _loss
-
-    data = planted(500, 0)
-    scale = fit_scale(data)
-    x = (data - scale.mean) * scale.factor
-    sae = initialise(data, CONFIG)
-    with torch.no_grad():
-        sae.b_enc[:10] = -2.0  # never in the top k, yet sometimes positive
-    dead = torch.zeros(80, dtype=torch.bool)
-    dead[:10] = True
-    p = sae.preactivations(x)
-    assert not torch.isin(p.topk(4).indices[p.topk(4).values > 0], torch.arange(10)).any()
-    assert bool((p[:, :10] > 0).any())
-    for auxk, reached in ((0.0, False), (1 / 32, True)):
-        sae.zero_grad()
-        loss, _, _ = _loss(sae, x, dead, TrainConfig(d_sae=80, k=4, auxk=auxk))
-        loss.backward()
-        assert sae.W_enc.grad is not None
-        assert bool(sae.W_enc.grad[:, :10].abs().sum() > 0) is reached
-
-
-def test_nan_activations_are_refused() -> None:
-    data = planted(500, 0)
-    bad = data.clone()
-    bad[3, 2] = torch.nan
-    with pytest.raises(InputError, match="step 0: the activations hold NaN"):
-        train(lambda first: iter([bad]), data, 1, CONFIG)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [({"k": 0}, "k is 0, expected at least 1"), ({"k": 99}, "at most d_sae"), ({"warmup": 2.0}, "a share"),
-     ({"lr": -1.0}, "negative")],
-)  # fmt: skip
-def test_bad_training_settings(change: dict[str, float], sentence: str) -> None:
-    with pytest.raises(InputError, match=sentence):
-        TrainConfig(**{"d_sae": 80, "k": 4, **change})  # type: ignore[arg-type]
+def test_a_topk_sae_is_measured_without_a_dense_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TopKSae, "decode", lambda *a: pytest.fail("decoded densely"))
+    monkeypatch.setattr(TopKSae, "encode_prepared", lambda *a: pytest.fail("encoded densely"))
+    assert measure(tiny_sae(), [Tokens(torch.randn(20, 32))]).metrics.l0 > 0
 
 
 MADE_FOR = SaeModel("some/model", "f" * 16, 3)

@@ -6,7 +6,7 @@ them, so it is computed once by `read` and reused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -57,6 +57,41 @@ def read(
     finally:
         handle.remove()
     return found[0]
+
+
+def read_at(
+    model: PreTrainedModel, hookpoints: Sequence[Hookpoint], input_ids: Tensor, attention_mask: Tensor | None = None
+) -> list[Tensor]:
+    """Residuals [batch, pos, d_model] at each of `hookpoints` for `input_ids` [batch, pos], in one pass that runs no
+    block above the last of them. Memory: all of them at once, so give few rows."""
+    found: dict[int, Tensor] = {}
+    last = max(hookpoint.block for hookpoint in hookpoints)
+
+    def keep(block: int, output: Any) -> None:
+        found[block] = output[0] if isinstance(output, tuple) else output
+        if block == last:
+            raise _Stop
+
+    handles = [
+        block_at(model, hookpoint).register_forward_hook(
+            lambda _module, _args, output, block=hookpoint.block: keep(block, output)
+        )
+        for hookpoint in set(hookpoints)
+    ]
+    try:
+        with torch.no_grad():
+            model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    except _Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[hookpoint.block] for hookpoint in hookpoints]
+
+
+def read_all(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
+    """`read_at` every block."""
+    return read_at(model, [Hookpoint(block) for block in range(len(blocks(model)))], input_ids, attention_mask)
 
 
 @contextmanager

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from demur.errors import InputError
 from demur.sae.metrics import measure
 from demur.sae.store import load_sae, write_reference
 from demur.verbs.config import SaeMeasure
-from demur.verbs.documents import documents
-from demur.verbs.sae_eval import residuals, with_its_model
+from demur.verbs.documents import some_rows
+from demur.verbs.sae_eval import Sieve, residuals, with_its_model
 
 
 def sae_measure(config: SaeMeasure) -> dict[str, Any]:
@@ -20,10 +19,8 @@ def sae_measure(config: SaeMeasure) -> dict[str, Any]:
     are, its hash changes, and with it which specs it fits. Raises as `load_sae`, `load` and `check_fits` do.
     """
     loaded, lm, hookpoint = with_its_model(config.sae, config.model, config.device)
-    rows = documents(lm, config.data, config.context, config.max_tokens, config.seed).rows
-    if not rows:
-        raise InputError("the text files hold no document of at least two tokens; give more text")
-    measured = measure(loaded.sae, residuals(lm, hookpoint, rows, {"seen": 0, "kept": 0}))
+    rows = some_rows(lm, config.data, config.context, config.max_tokens, config.seed)
+    measured = measure(loaded.sae, residuals(lm, hookpoint, rows, Sieve()))
     write_reference(Path(loaded.path), measured.reference)
     return {
         "sae": loaded.path,
