@@ -30,3 +30,7 @@ class RunExistsError(DemurError, FileExistsError):
 
 class StorageError(DemurError, OSError):
     """A file could not be written: the disk is full or the folder is read-only."""
+
+
+class MissingExtraError(DemurError, ImportError):
+    """A feature needs a package that is not installed; the message names the extra that brings it."""

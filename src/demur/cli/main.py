@@ -22,7 +22,9 @@ from demur.verbs.config import (
     Chat,
     Export,
     Generate,
+    SaeConvert,
     SaeEval,
+    SaeInspect,
     SaeMeasure,
     SaeTrain,
     Study,
@@ -35,12 +37,14 @@ ERROR, INTERRUPTED = 1, 130
 
 @dataclass(frozen=True)
 class Sae:
-    """Train and measure sparse autoencoders."""
+    """Train, measure, check and convert sparse autoencoders."""
 
     verb: Annotated[
         Annotated[SaeTrain, tyro.conf.subcommand("train")]
         | Annotated[SaeEval, tyro.conf.subcommand("eval")]
-        | Annotated[SaeMeasure, tyro.conf.subcommand("measure")],
+        | Annotated[SaeMeasure, tyro.conf.subcommand("measure")]
+        | Annotated[SaeInspect, tyro.conf.subcommand("inspect")]
+        | Annotated[SaeConvert, tyro.conf.subcommand("convert")],
         tyro.conf.arg(name=""),
     ]
 
@@ -118,7 +122,7 @@ def _call(verb: Any) -> int:
         case SaeTrain():
             from demur.verbs.sae_train import sae_train
 
-            show.show_sae(sae_train(verb), verb.json)
+            show.show_trained(sae_train(verb), verb.json)
         case SaeEval():
             from demur.verbs.sae_eval import sae_eval
 
@@ -127,6 +131,16 @@ def _call(verb: Any) -> int:
             from demur.verbs.sae_measure import sae_measure
 
             show.show_sae(sae_measure(verb), verb.json)
+        case SaeInspect():
+            from demur.verbs.sae_inspect import sae_inspect
+
+            inspected = sae_inspect(verb)
+            show.show_inspected(inspected, verb.json)
+            return 0 if inspected.fits else ERROR
+        case SaeConvert():
+            from demur.verbs.sae_convert import sae_convert
+
+            show.show_converted(sae_convert(verb), verb.json)
         case Generate():
             from demur.verbs.generate import generate
 

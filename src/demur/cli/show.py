@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from demur.record import to_json
@@ -14,6 +14,8 @@ from demur.types import StudyResult
 if TYPE_CHECKING:
     from demur.verbs.export import Exported
     from demur.verbs.generate import Reply
+    from demur.verbs.sae_convert import Converted
+    from demur.verbs.sae_inspect import Inspected
     from demur.verbs.verify import Verified
 
 
@@ -39,11 +41,76 @@ def show_study(result: StudyResult, as_json: bool) -> None:
 
 
 def show_sae(result: dict[str, Any], as_json: bool) -> None:
-    """The measures of an SAE."""
-    for name, value in result["metrics"].items():
-        print(f"  {name:18} {value:,.4f}", file=sys.stderr)
+    """The measures of an SAE: a line each, then the tables among them."""
+    _print_numbers({name: value for name, value in result["metrics"].items() if not isinstance(value, dict)})
+    for name, table in result["metrics"].items():
+        if name == "latents_by_rate":
+            _print_rates(table)
+        elif isinstance(table, dict):
+            print(f"  {name}", file=sys.stderr)
+            for row, values in table.items():
+                cells = "   ".join(f"{column} {_number(value)}" for column, value in values.items())
+                print(f"    {row:16} {cells}", file=sys.stderr)
     if as_json:
         show_json({**result["metrics"], **result})
+
+
+def show_trained(saes: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """The measures of each SAE of a training run; as JSON one object, of the SAE or with the list `saes` of several."""
+    for sae in saes:
+        if len(saes) > 1:
+            print(f"{sae['path']}", file=sys.stderr)
+        show_sae(sae, as_json and len(saes) == 1)
+    if as_json and len(saes) > 1:
+        show_json({"saes": list(saes)})
+
+
+def show_inspected(inspected: Inspected, as_json: bool) -> None:
+    """The measures as loaded, every other reading's FVU, and what to conclude."""
+    _print_numbers(inspected.metrics)
+    print("  FVU of other readings", file=sys.stderr)
+    for name, fvu in inspected.alternatives.items():
+        print(f"    {name:28} {_number(fvu)}", file=sys.stderr)
+    for sentence in inspected.sentences:
+        print(f"the SAE {inspected.sae}: {sentence}", file=sys.stderr)
+    if as_json:
+        show_json(to_json(inspected))
+
+
+def _print_numbers(values: Mapping[str, float | bool | None]) -> None:
+    for name, value in values.items():
+        print(f"  {name:18} {_number(value)}", file=sys.stderr)
+
+
+def _number(value: float | bool | None) -> str:
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "-"}[value]
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+
+
+def _print_rates(rates: dict[str, Any]) -> None:
+    """Histogram of firing rates, from the rarest that occurs on."""
+    print("  latents by share of tokens on which they fire", file=sys.stderr)
+    bins = [("never", rates["never"])]
+    bins += [(f"up to 1e{edge:g}", count) for edge, count in zip(rates["edges"][1:], rates["counts"], strict=True)]
+    first = next((i for i, (_, count) in enumerate(bins) if i and count), len(bins))
+    most = max(max(count for _, count in bins), 1)
+    for name, count in (bins[0], *bins[first:]):
+        print(f"    {name:16} {count:>9,} {'#' * round(30 * count / most)}", file=sys.stderr)
+
+
+def show_converted(converted: Converted, as_json: bool) -> None:
+    """What was written, how close it is, and what must be known."""
+    for note in converted.notes:
+        print(f"Note: {note}", file=sys.stderr)
+    print(
+        f"{converted.to} SAE ({converted.architecture}, {converted.hookpoint or 'hookpoint unknown'}): "
+        f"{converted.path}; read back, it differs by {converted.difference:.1e} of the largest value at most, over "
+        f"{converted.tokens} random residuals",
+        file=sys.stderr,
+    )
+    if as_json:
+        show_json(to_json(converted))
 
 
 def show_answers(answers: Sequence[Reply], as_json: bool) -> None:

@@ -1,55 +1,85 @@
 """One frozen dataclass per verb: the command line, its help and its checks come from these. No torch here."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from demur.errors import InputError
-from demur.sae.config import TrainConfig
+from demur.sae.config import Recipe, TrainConfig
 from demur.types import SAFETY_SYSTEM_PROMPT
 
 
 @dataclass(frozen=True)
 class SaeTrain:
-    """Train a top-k SAE on a model's residual stream over chat text."""
+    """Train SAEs on a model's residual stream over chat text and plain text: several in one pass of the model."""
 
     data: tuple[Path, ...]
     """JSONL files; each row has `messages` (a conversation) or `text`."""
     out: Path
-    """Folder for the SAE."""
+    """Folder for the SAE; for several, a folder for each goes into it."""
+    weights: tuple[float, ...] = ()
+    """Share of each file in the text, as ratios (9 1); without them all of every file is taken."""
     model: str = "smollm2-135m-instruct"
     """Embedded model name, hub id, local folder or GGUF file."""
-    hookpoint: str = "layers.14.resid_post"
-    """Where in the residual stream: the output of a 0-based block."""
+    hookpoint: tuple[str, ...] = ("layers.14.resid_post",)
+    """Where in the residual stream: the outputs of 0-based blocks. One SAE for each hookpoint, d_sae and k."""
+    d_sae: tuple[int, ...] = (4608,)
+    """Number of latents."""
+    k: tuple[int, ...] = (32,)
+    """Active latents per token: exactly, on average, or aimed at, as the architecture has it."""
+    source: Literal["disk", "stream"] = "disk"
+    """Store the residuals first and train on them, or compute them while training (a model pass an epoch, no disk)."""
+    epochs: int = 4
+    """Passes over the text."""
     context: int = 384
-    """Tokens kept of each document."""
+    """Tokens kept of each conversation; plain text is cut into pieces of as many."""
     heldout: float = 0.02
     """Share of documents kept from training, to measure on."""
     max_tokens: int = 2_000_000
     """Tokens of text at most; documents are shuffled first."""
+    pool_tokens: int = 65_536
+    """Tokens harvested together: of a shard on disk, of the mixing buffer when streaming (which holds two)."""
+    evaluations: int = 4
+    """Times, spread over the run, that the SAEs are measured on held-out text while they train; 0: only at the end."""
+    tensorboard: bool = False
+    """Also log to OUT/tensorboard (needs `pip install demur[tensorboard]`)."""
     half: bool = False
     """Store the weights in half precision (and measure them so)."""
     dtype: str = "float32"
-    """Precision of the model: float32, bfloat16 or float16. The SAE is trained in float32."""
+    """Precision of the model: float32, bfloat16 or float16. SAEs are trained in float32."""
     device: str = "cpu"
-    """Torch device of model and SAE."""
+    """Torch device of model and SAEs; under torchrun, `cuda` is each process's own."""
     work: Path | None = None
     """Folder for activations and checkpoints (default: `OUT/work`); the next run goes on from it."""
-    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
-    """Training settings."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    """How to train."""
     json: bool = False
     """Print one JSON object on stdout."""
 
     def __post_init__(self) -> None:
         if self.context < 8:
             raise InputError(f"context is {self.context}, expected at least 8 tokens")
-        if not 0 < self.heldout < 1:
-            raise InputError(f"heldout is {self.heldout}, expected a share between 0 and 1")
-        if self.max_tokens < 1:
-            raise InputError(f"max_tokens is {self.max_tokens}, expected at least 1")
+        if not 0 < self.heldout <= 0.5:
+            raise InputError(f"heldout is {self.heldout}, expected a share above 0, at most 0.5")
+        for name in ("max_tokens", "epochs", "pool_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.evaluations < 0:
+            raise InputError(f"evaluations is {self.evaluations}, expected 0 or more")
+        for name in ("hookpoint", "d_sae", "k"):
+            given = getattr(self, name)
+            if not given or len(set(given)) < len(given):
+                raise InputError(f"{name} is {', '.join(map(str, given)) or 'empty'}, expected one or more, each once")
+        for d_sae, k in product(self.d_sae, self.k):
+            self.one(d_sae, k)
+
+    def one(self, d_sae: int, k: int) -> TrainConfig:
+        """How the SAE with `d_sae` latents and `k` active ones is trained."""
+        return TrainConfig(**{f.name: getattr(self.recipe, f.name) for f in fields(Recipe)}, d_sae=d_sae, k=k)
 
 
 @dataclass(frozen=True)
@@ -341,5 +371,51 @@ class SaeMeasure:
     """Torch device of model and SAE."""
     seed: int = 0
     """Seed of the order of documents."""
+    json: bool = False
+    """Print one JSON object on stdout."""
+
+
+@dataclass(frozen=True)
+class SaeInspect:
+    """Check that an SAE is read as it was meant: right block, activation, scale, b_dec and BOS, on a model's text."""
+
+    sae: tyro.conf.Positional[str]
+    """Name of an embedded SAE, an SAE folder, or what else `load_sae` reads."""
+    model: str = ""
+    """Model to read; by default the one that the SAE was trained on, where its files say."""
+    hookpoint: str = ""
+    """Output of a block, as layers.12.resid_post; by default the one that the SAE's files name."""
+    data: tuple[Path, ...] = ()
+    """JSONL files as for `sae train`; by default a few of demur's own prompts, answered by the model."""
+    context: int = 384
+    """Tokens kept of each document."""
+    max_tokens: int = 3_000
+    """Tokens of text at most; every block's residuals are measured on them."""
+    device: str = "cpu"
+    """Torch device of model and SAE."""
+    seed: int = 0
+    """Seed of the order of documents."""
+    json: bool = False
+    """Print one JSON object on stdout."""
+
+    def __post_init__(self) -> None:
+        if self.context < 8:
+            raise InputError(f"context is {self.context}, expected at least 8 tokens")
+        if self.max_tokens < 8:
+            raise InputError(f"max_tokens is {self.max_tokens}, expected at least 8")
+
+
+@dataclass(frozen=True)
+class SaeConvert:
+    """Write an SAE, of any format that demur reads, for another library, and check that nothing changed."""
+
+    sae: tyro.conf.Positional[str]
+    """Name of an embedded SAE, an SAE folder or file, or owner/repo/path on the hub."""
+    out: tyro.conf.Positional[Path]
+    """Folder to write; it must not exist, or be empty. For sparsify its name is the hookpoint, as layers.12."""
+    to: Literal["demur", "saelens", "sparsify"]
+    """Library that opens it."""
+    input_scale: float | None = None
+    """Factor that training multiplied residuals by, where the files leave it out."""
     json: bool = False
     """Print one JSON object on stdout."""

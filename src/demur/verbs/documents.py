@@ -1,71 +1,115 @@
-"""Chat text files to token ids, for training and measuring SAEs."""
+"""Documents as rows of typed tokens, for training and measuring SAEs."""
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from demur import progress
-from demur.errors import InputError, NotFoundError
-from demur.lm.chat import chat_ids, text_ids
+from demur.data.corpus import Corpus, Document
+from demur.errors import InputError
 from demur.lm.load import LanguageModel
-from demur.record import from_json, json_lines
-from demur.types import Message
+from demur.lm.token_types import TYPES, Typed, typed_chat, typed_text
+
+_BYTES = 4
+"""Bytes of text that a token takes, roughly."""
+_TEMPLATE = TYPES.index("template")
 
 
-class Documents(NamedTuple):
-    """Texts as a model reads them."""
+def rows(lm: LanguageModel, document: Document, context: int) -> list[Typed]:
+    """`document` as the model reads it: the first `context` tokens of a conversation, all of a plain text in pieces.
 
-    rows: list[list[int]]
-    """Token ids, one document each, in shuffled order."""
-    sources: dict[str, int]
-    """Documents by source, with its licence where the rows name one."""
-
-
-def documents(lm: LanguageModel, files: Sequence[Path], context: int, max_tokens: int, seed: int) -> Documents:
-    """Read JSONL files whose rows have `messages` (formatted with the chat template) or `text`.
-
-    Shuffles with `seed`, keeps `context` tokens of each document and stops at `max_tokens`. Raises `NotFoundError`
-    or `InputError` with the file and line.
+    Each piece begins with the special tokens that the tokenizer puts before a text. Pieces of fewer than two tokens
+    are left out.
     """
-    rows: list[dict[str, Any]] = []
-    for path in files:
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise NotFoundError(f"text file {path} does not exist; give a JSONL file of conversations") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"text file {path} cannot be read as UTF-8 text ({error})") from None
-        for number, row in json_lines(text, path):
-            if not isinstance(row, dict) or not ("messages" in row or isinstance(row.get("text"), str)):
-                raise InputError(f"{path} line {number} has neither `messages` nor `text`")
-            if "messages" in row:
-                row["messages"] = from_json(list[Message], row["messages"], f"{path} line {number}")
-                if not row["messages"]:
-                    raise InputError(f"{path} line {number}: `messages` is empty")
-            rows.append({"source": path.stem, **row})
-    if not rows:
-        raise InputError("the text files hold no rows; give a JSONL file of conversations")
-    random.Random(seed).shuffle(rows)
-    kept: list[list[int]] = []
+    if document.messages:
+        typed = typed_chat(lm, document.messages)
+        cut = [Typed(typed.ids[:context], typed.types[:context])]
+    else:
+        typed = typed_text(lm, document.text)
+        head = next((i for i, kind in enumerate(typed.types) if kind != _TEMPLATE), 0)
+        step = max(context - head, 1)
+        cut = [
+            Typed([*typed.ids[:head], *typed.ids[i : i + step]], [*typed.types[:head], *typed.types[i : i + step]])
+            for i in range(head, len(typed.ids), step)
+        ]
+    return [row for row in cut if len(row.ids) >= 2]
+
+
+def some_rows(lm: LanguageModel, files: Sequence[Path], context: int, max_tokens: int, seed: int) -> list[Typed]:
+    """Rows of documents of `files` in shuffled order, `max_tokens` at most. Raises as `Corpus` does, and `InputError`
+    when there is none."""
+    found: list[Typed] = []
+    left = max_tokens
+    for document in Corpus(files, seed=seed):
+        for row in rows(lm, document, context):
+            if len(row.ids) > left:
+                return _any(found)
+            found.append(row)
+            left -= len(row.ids)
+    return _any(found)
+
+
+def _any(found: list[Typed]) -> list[Typed]:
+    if not found:
+        raise InputError("the text files hold no document of at least two tokens; give more text")
+    return found
+
+
+class Split(NamedTuple):
+    """Documents to train on and others to measure on."""
+
+    trained: list[int]
+    heldout: list[int]
+    tokens: int
+    """Of the documents to train on."""
+    sources: dict[str, int]
+    """Documents by source, with its licence where the rows name one; of all the documents taken."""
+
+
+def split(lm: LanguageModel, corpus: Corpus, context: int, max_tokens: int, heldout: float) -> Split:
+    """The first documents of `corpus` that make `max_tokens`, every so-manieth of them held out.
+
+    Raises `InputError` where that leaves none on either side.
+    """
+    every = max(2, round(1 / heldout))
+    taken: tuple[list[int], list[int]] = ([], [])
     sources: Counter[str] = Counter()
-    total = 0
-    with progress.track("tokenise", len(rows), "documents") as advance:
-        for row in rows:
+    left, tokens = max_tokens, 0
+    with progress.track("count tokens", len(corpus), "documents") as advance:
+        for number, document in enumerate(corpus):
             advance(1)
-            if "messages" in row:
-                ids = chat_ids(lm, row["messages"], generation=False)[:context]
-            else:
-                ids = text_ids(lm, row["text"], special=True)[:context]
-            if len(ids) < 2:
-                continue
-            if total + len(ids) > max_tokens:
+            size = sum(len(row.ids) for row in rows(lm, document, context))
+            if size > left:
                 break
-            kept.append(ids)
-            licence = f" ({row['licence']})" if row.get("licence") else ""
-            sources[f"{row['source']}{licence}"] += 1
-            total += len(ids)
-    return Documents(kept, dict(sorted(sources.items())))
+            if not size:
+                continue
+            left -= size
+            held = sum(map(len, taken)) % every == 0
+            taken[held].append(number)
+            tokens += 0 if held else size
+            sources[document.source] += 1
+    trained, kept = taken
+    if not trained:
+        raise InputError(f"{len(kept)} documents of two tokens or more leave none to train on; give more text")
+    return Split(trained, kept, tokens, dict(sorted(sources.items())))
+
+
+def groups(corpus: Corpus, numbers: Sequence[int], tokens: int) -> list[list[int]]:
+    """`numbers` in runs of about `tokens` tokens each, judged by size in bytes; at least two documents a run."""
+    found: list[list[int]] = [[]]
+    size = 0
+    for number in numbers:
+        if size >= tokens and len(found[-1]) > 1:
+            found.append([])
+            size = 0
+        found[-1].append(number)
+        size += corpus.size(number) // _BYTES
+    return found
+
+
+def read_group(lm: LanguageModel, corpus: Corpus, numbers: Sequence[int], context: int) -> list[Typed]:
+    """All rows of the documents `numbers`."""
+    return [row for number in numbers for row in rows(lm, corpus[number], context)]

@@ -1,172 +1,422 @@
-"""`demur sae train`: chat text -> residuals on disk -> SAE, its card and its held-out measures."""
+"""`demur sae train`: text -> residuals, on disk or as they come -> SAEs, their cards and their held-out measures."""
 
 from __future__ import annotations
 
 import json
-from itertools import chain
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain, islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from demur import progress
-from demur.errors import InputError, RunExistsError
+from demur.data.corpus import Corpus
+from demur.errors import InputError, MissingExtraError, RunExistsError
 from demur.eval.reconstruction import ce_recovered
-from demur.lm.harvest import Shards, harvest
+from demur.lm.harvest import Harvest, harvest, norm_limits, residuals, shared_residuals
 from demur.lm.hookpoints import block_at, parse_hookpoint
 from demur.lm.load import LanguageModel, load
+from demur.lm.token_types import TYPES, Typed
+from demur.parallel import Processes, joined
 from demur.record import provenance, read_json, storage, to_json, whole_file, write_json, write_text
-from demur.sae.metrics import measure
+from demur.sae.config import TrainConfig
+from demur.sae.metrics import Tokens, measure
 from demur.sae.store import SaeConfig, SaeModel, load_sae, save_sae
-from demur.sae.topk import TopKSae
-from demur.sae.train import State, StepReport, train
-from demur.types import stable_hash
+from demur.sae.training.activations import Batch, Pools, Position, Shards
+from demur.sae.training.trainer import StepReport, Trainer
+from demur.types import Hookpoint, stable_hash
 from demur.verbs.config import SaeTrain
-from demur.verbs.documents import documents
+from demur.verbs.documents import Split, groups, read_group, split
+from demur.verbs.sae_card import card
 
 _CHECKPOINT_STEPS = 200
+_LOG_STEPS = 50
+_SAMPLE = 16_384
+"""Tokens that scale and initialisation are fitted on."""
 _CE_TEXTS = 64
+_INTERIM_CE_TEXTS = 8
+_INTERIM_TOKENS = 16_384
+_REFERENCE_TOKENS = 1_000_000
+"""Tokens of training text at most that reference statistics are taken on."""
 _MADE = ("commit", "dirty", "versions", "started", "command")
 """What a card says of how its SAE was made."""
 
 
-def sae_train(config: SaeTrain) -> dict[str, Any]:
-    """Train the SAE that `config` describes and return its `cfg.json` with its hash.
+class _Source(NamedTuple):
+    """Where batches come from."""
 
-    Harvest and training go on where an interrupted call stopped, to the same weights.
+    sample: dict[str, torch.Tensor]
+    """Residuals that scale and initialisation are fitted on, by hookpoint."""
+    total_steps: int
+    batches: Callable[[Position], Iterator[Batch]]
+    residuals: Callable[[str], Iterator[Tokens]]
+    """Training text again, for reference statistics, by hookpoint."""
+    about: dict[str, Any]
+    """What the cards say of it."""
+
+
+class _Run(NamedTuple):
+    """One SAE being trained."""
+
+    hookpoint: str
+    config: TrainConfig
+    trainer: Trainer
+    out: Path
+
+
+class _Heldout(NamedTuple):
+    """What the SAEs are measured on."""
+
+    shards: Shards
+    rows: list[Typed]
+    """Documents to measure cross entropy on."""
+
+
+def sae_train(config: SaeTrain) -> list[dict[str, Any]]:
+    """Train the SAEs that `config` describes; returns the `cfg.json` of each, with its hash and path.
+
+    Harvest and training go on where an interrupted call stopped, to the same weights. Under torchrun the processes
+    share each batch; only the first returns the SAEs, the others an empty list.
     """
-    work = config.work or config.out / "work"
-    settings = {k: v for k, v in to_json(config).items() if k not in ("json", "out", "work")}
-    made = provenance()
     if config.device == "auto":
-        raise InputError("sae train needs one device for model and SAE; give cpu, cuda or cuda:1")
-    lm = load(config.model, config.dtype, config.device)
-    hookpoint = parse_hookpoint(config.hookpoint)
-    block_at(lm.model, hookpoint)
-    texts, sources = documents(lm, config.data, config.context, config.max_tokens, config.train.seed)
-    _claim(work, settings)
-    n_heldout = max(1, round(len(texts) * config.heldout))
-    heldout, trained = texts[:n_heldout], texts[n_heldout:]
-    if not trained:
-        raise InputError(f"{len(texts)} documents leave none to train on; give more text")
-    progress.say(f"{len(trained)} documents to train on, {len(heldout)} held out")
-    shards = Shards(
-        work / "train",
-        harvest(lm, hookpoint, trained, work / "train"),
-        config.train.batch_size,
-        config.train.seed,
-    )
-    held = Shards(work / "heldout", harvest(lm, hookpoint, heldout, work / "heldout"), 1, 0)
-    sae = _train(config, work, shards)
-    dtype = torch.float16 if config.half else torch.float32
-    made_for = SaeModel(lm.name, lm.fingerprint, lm.n_blocks)
-    training = {**_training(config, lm, sources, shards, held), **{key: made[key] for key in _MADE}}
-    blank = SaeConfig(sae.d_in, sae.d_sae, sae.k, str(hookpoint), made_for, training=training)
-    save_sae(config.out, sae, blank, dtype)
-    # measured on what was stored, so that half precision is in the numbers
-    stored = load_sae(config.out).sae.to(config.device)
-    metrics = measure(stored, held).metrics
-    # rare latents may be silent on the little text held out: dead is silent on all text
-    on_all = measure(stored, chain(shards, held))
-    everywhere, sae.reference = on_all.metrics, on_all.reference
-    recovered = ce_recovered(lm, stored, hookpoint, heldout[:_CE_TEXTS])
-    numbers = {
-        "fvu": metrics.fvu,
-        "l0": metrics.l0,
-        "tokens": metrics.tokens,
-        "fvu_training_text": everywhere.fvu,
-        "dead": everywhere.dead,
-        "dead_tokens": everywhere.tokens,
-        "unit": stored.unit,
-        **{k: v for k, v in recovered._asdict().items() if k != "tokens"},
-    }
-    final = SaeConfig(sae.d_in, sae.d_sae, sae.k, str(hookpoint), made_for, training=training, metrics=numbers)
-    save_sae(config.out, sae, final, dtype)
-    write_text(config.out / "README.md", _card(final))
-    return {**to_json(final), "hash": load_sae(config.out).hash, "path": str(config.out)}
+        raise InputError("sae train needs one device for model and SAEs; give cpu, cuda or cuda:1")
+    if config.tensorboard:
+        _tensorboard()
+    work = config.work or config.out / "work"
+    made = provenance()
+    with joined(config.device) as processes:
+        lm = load(config.model, config.dtype, config.device)
+        hookpoints = [parse_hookpoint(text) for text in config.hookpoint]
+        for hookpoint in hookpoints:
+            block_at(lm.model, hookpoint)
+        corpus = Corpus(config.data, config.weights, config.recipe.seed)
+        parts = split(lm, corpus, config.context, config.max_tokens, config.heldout)
+        _claim(work, {**_settings(config), "text": corpus.hashes}, processes)
+        progress.say(f"{len(parts.trained)} documents to train on, {len(parts.heldout)} held out")
+        heldout = _hold_out(config, lm, hookpoints, corpus, parts, work, processes)
+        make = _disk if config.source == "disk" else _stream
+        source = make(config, lm, hookpoints, corpus, parts, work, processes)
+        runs = _runs(config, hookpoints, source, processes)
+        _train(config, lm, work, runs, source, heldout, processes)
+        if not processes.first:
+            return []
+    about = {**_about(config, lm, parts, heldout, corpus), **source.about, **{key: made[key] for key in _MADE}}
+    return [_finish(config, lm, run, source, heldout, about) for run in runs]
 
 
-def _claim(work: Path, settings: dict[str, Any]) -> None:
+def _settings(config: SaeTrain) -> dict[str, Any]:
+    """What decides the weights. How often they are looked at, or where they are kept, does not."""
+    left_out = ("json", "out", "work", "data", "evaluations", "tensorboard", "half")
+    return {key: value for key, value in to_json(config).items() if key not in left_out}
+
+
+def _claim(work: Path, settings: dict[str, Any], processes: Processes) -> None:
     path = work / "settings.json"
-    if path.exists() and read_json(path) != settings:
+    if path.exists() and read_json(path) != json.loads(json.dumps(settings)):
         raise RunExistsError(f"{work} holds the work of another training run; give another --work or --out folder")
-    write_json(path, settings)
+    processes.wait()
+    if processes.first:
+        write_json(path, settings)
 
 
-def _train(config: SaeTrain, work: Path, shards: Shards) -> TopKSae:
+def _runs(config: SaeTrain, hookpoints: list[Hookpoint], source: _Source, processes: Processes) -> list[_Run]:
+    made = []
+    several = len(hookpoints) * len(config.d_sae) * len(config.k) > 1
+    for hookpoint, d_sae, k in product(map(str, hookpoints), config.d_sae, config.k):
+        one = config.one(d_sae, k)
+        sample = source.sample[hookpoint].to(config.device)
+        out = config.out / hookpoint / f"{one.architecture}-{d_sae}-{k}" if several else config.out
+        made.append(_Run(hookpoint, one, Trainer(sample, one, source.total_steps, processes), out))
+    return made
+
+
+def _key(lm: LanguageModel, hookpoints: list[Hookpoint], rows: list[Typed], config: SaeTrain, corpus: Corpus) -> str:
+    first = [list(row.ids) for row in rows[:8]]
+    text = [list(corpus.hashes.values()), config.weights, config.max_tokens, config.context, config.heldout]
+    return stable_hash([text, first, config.pool_tokens, lm.fingerprint, config.dtype, [str(h) for h in hookpoints]])
+
+
+def _harvested(
+    config: SaeTrain,
+    lm: LanguageModel,
+    hookpoints: list[Hookpoint],
+    corpus: Corpus,
+    numbers: list[int],
+    folder: Path,
+    processes: Processes,
+) -> Harvest:
+    runs = groups(corpus, numbers, config.pool_tokens)
+    made = [partial(read_group, lm, corpus, run, config.context) for run in runs]
+    key = _key(lm, hookpoints, made[0](), config, corpus)
+    return harvest(lm, hookpoints, made, key, folder, config.recipe.seed, processes)
+
+
+def _hold_out(
+    config: SaeTrain,
+    lm: LanguageModel,
+    hookpoints: list[Hookpoint],
+    corpus: Corpus,
+    parts: Split,
+    work: Path,
+    processes: Processes,
+) -> _Heldout:
+    _harvested(config, lm, hookpoints, corpus, parts.heldout, work / "heldout", processes)
+    rows = read_group(lm, corpus, parts.heldout[:_CE_TEXTS], config.context)
+    return _Heldout(Shards(work / "heldout"), rows[:_CE_TEXTS])
+
+
+def _disk(
+    config: SaeTrain,
+    lm: LanguageModel,
+    hookpoints: list[Hookpoint],
+    corpus: Corpus,
+    parts: Split,
+    work: Path,
+    processes: Processes,
+) -> _Source:
+    _harvested(config, lm, hookpoints, corpus, parts.trained, work / "train", processes)
+    shards = Shards(work / "train", processes)
+    recipe = config.recipe
+    return _Source(
+        {str(h): shards.sample(str(h), _SAMPLE) for h in hookpoints},
+        shards.steps_per_round(recipe.batch_size) * config.epochs,
+        lambda start: shards.batches(recipe.batch_size, recipe.seed, start),
+        lambda hookpoint: (Tokens(x, types) for x, types in shards.residuals(hookpoint)),
+        {"tokens": shards.tokens, "tokens_left_out": round(shards.left_out, 5)},
+    )
+
+
+def _stream(
+    config: SaeTrain,
+    lm: LanguageModel,
+    hookpoints: list[Hookpoint],
+    corpus: Corpus,
+    parts: Split,
+    work: Path,
+    processes: Processes,
+) -> _Source:
+    runs = groups(corpus, parts.trained, config.pool_tokens)
+    first = read_group(lm, corpus, runs[0], config.context)
+    limits = norm_limits(lm, hookpoints, first[:32])
+    begin = residuals(lm, hookpoints, first[: max(2, _SAMPLE // config.context)], limits)
+
+    def pool(number: int) -> dict[str, torch.Tensor]:
+        rows = read_group(lm, corpus, runs[number % len(runs)], config.context)
+        return shared_residuals(lm, hookpoints, rows, limits, processes).x
+
+    def again(hookpoint: str) -> Iterator[Tokens]:
+        for run in runs:
+            found = residuals(lm, hookpoints, read_group(lm, corpus, run, config.context), limits)
+            yield Tokens(found.x[hookpoint], found.types)
+
+    pools = Pools(pool, processes)
+    recipe = config.recipe
+    kept = len(begin.types) / begin.seen
+    tokens = int(parts.tokens * kept)
+    steps = tokens * config.epochs // recipe.batch_size
+    if not steps:
+        raise InputError(f"{tokens} tokens are fewer than one batch of {recipe.batch_size}; give more text")
+    return _Source(
+        {name: x.float() for name, x in begin.x.items()},
+        steps,
+        lambda start: pools.batches(recipe.batch_size, recipe.seed, start),
+        again,
+        {"tokens": tokens, "tokens_left_out": round(1 - kept, 5)},
+    )
+
+
+def _train(
+    config: SaeTrain,
+    lm: LanguageModel,
+    work: Path,
+    runs: list[_Run],
+    source: _Source,
+    heldout: _Heldout,
+    processes: Processes,
+) -> None:
+    """Train all of `runs` on the same batches, to the end, from the last checkpoint where there is one."""
     checkpoint = work / "checkpoint.safetensors"
-    total = shards.steps_per_epoch * config.train.epochs
-    resume = _load_checkpoint(checkpoint)
+    position = _resume(checkpoint, runs)
+    total, done = source.total_steps, runs[0].trainer.steps
+    looks = {round(total * (i + 1) / (config.evaluations + 1)) for i in range(config.evaluations)}
     log = work / "train.jsonl"
-    with progress.track("train", total, "steps") as advance:
-        advance(resume.step if resume else 0)
-
-        def on_step(report: StepReport, state: Any) -> None:
+    if processes.first:
+        _forget(log, done)
+    processes.wait()
+    with (
+        progress.track("train", total, "steps") as advance,
+        _tensorboard(config.out / "tensorboard") if config.tensorboard and processes.first else _nowhere() as scalars,
+    ):
+        advance(done)
+        for batch in islice(source.batches(position), total - done):
+            reports = [run.trainer.step(batch.x[run.hookpoint]) for run in runs]
+            step = reports[0].step
+            if processes.first:
+                if step % _LOG_STEPS == 0 or step in looks or step == total:
+                    _log(log, runs, reports, scalars, _look(lm, runs, heldout) if step in looks else None)
+                if step % _CHECKPOINT_STEPS == 0 or step == total:
+                    _save(checkpoint, runs, batch.after)
             advance(1)
-            if report.step % 50 == 0 or report.step == total:
-                with storage(log), log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(report._asdict()) + "\n")
-            if report.step % _CHECKPOINT_STEPS == 0 or report.step == total:
-                done: State = state()
-                with whole_file(checkpoint) as temporary:
-                    save_file(done.tensors, temporary, metadata={"step": str(done.step)})
-
-        return train(shards.batches, shards.sample().to(config.device), total, config.train, resume, on_step)
 
 
-def _load_checkpoint(path: Path) -> State | None:
-    from safetensors import safe_open
+def _save(path: Path, runs: list[_Run], after: Position) -> None:
+    tensors = {f"{i}.{name}": value for i, run in enumerate(runs) for name, value in run.trainer.state().items()}
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"round": str(after.round), "batch": str(after.batch)})
 
+
+def _resume(path: Path, runs: list[_Run]) -> Position:
+    """Bring `runs` to the checkpoint at `path`, if there is one, and return where its next batch begins."""
     if not path.exists():
-        return None
-    with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
-    return State(step, load_file(path))
+        return Position()
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a whole checkpoint ({error}); delete it to train from the start") from None
+    for i, run in enumerate(runs):
+        prefix = f"{i}."
+        run.trainer.restore({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    return Position(int(about["round"]), int(about["batch"]))
 
 
-def _training(
-    config: SaeTrain, lm: LanguageModel, sources: dict[str, int], shards: Shards, held: Shards
-) -> dict[str, Any]:
+def _forget(log: Path, done: int) -> None:
+    """Remove lines of steps after `done` from `log`: they will be written again."""
+    if log.exists():
+        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= done]
+        write_text(log, "".join(line + "\n" for line in kept))
+
+
+def _look(lm: LanguageModel, runs: list[_Run], heldout: _Heldout) -> list[dict[str, float]]:
+    """Held-out measures of each SAE as it stands, on a part of the held-out text."""
+    found = []
+    for run in runs:
+        sae = run.trainer.sae()
+        numbers, by_type = _measured(sae, heldout.shards, run.hookpoint, _INTERIM_TOKENS)
+        recovered = ce_recovered(
+            lm, sae, parse_hookpoint(run.hookpoint), [row.ids for row in heldout.rows[:_INTERIM_CE_TEXTS]]
+        )
+        by_type = {f"fvu_{name}": value for name, value in by_type.items()}
+        found.append({**numbers, **by_type, "ce_recovered": recovered.ce_recovered, "kl": recovered.kl})
+        progress.say(
+            f"  {run.out.name}: held-out FVU {numbers['fvu']:.4f}, L0 {numbers['l0']:.1f}, "
+            f"CE recovered {recovered.ce_recovered:.4f}"
+        )
+    return found
+
+
+def _measured(sae: Any, shards: Shards, hookpoint: str, tokens: int) -> tuple[dict[str, float], dict[str, float]]:
+    found = measure(sae, _first((Tokens(x, t) for x, t in shards.residuals(hookpoint)), tokens))
+    return found.metrics._asdict(), {TYPES[kind]: fvu for kind, fvu in found.fvu_by_type.items()}
+
+
+def _first(batches: Iterator[Tokens], tokens: int) -> Iterator[Tokens]:
+    left = tokens
+    for batch in batches:
+        if left <= 0:
+            return
+        yield Tokens(batch.x[:left], None if batch.types is None else batch.types[:left])
+        left -= len(batch.x)
+
+
+def _log(
+    log: Path,
+    runs: list[_Run],
+    reports: list[StepReport],
+    scalars: Callable[[str, float, int], None],
+    looks: list[dict[str, float]] | None,
+) -> None:
+    with storage(log), log.open("a", encoding="utf-8") as file:
+        for i, (run, report) in enumerate(zip(runs, reports, strict=True)):
+            line: dict[str, Any] = {"sae": run.out.name, "hookpoint": run.hookpoint, **report._asdict()}
+            if looks:
+                line["heldout"] = looks[i]
+            file.write(json.dumps(line) + "\n")
+            flat = {key: value for key, value in report._asdict().items() if key not in ("step", "tokens")}
+            flat |= {f"heldout/{key}": value for key, value in (looks[i] if looks else {}).items()}
+            for key, value in flat.items():
+                scalars(f"{run.hookpoint}/{run.out.name}/{key}", value, report.step)
+
+
+@contextmanager
+def _nowhere() -> Iterator[Callable[[str, float, int], None]]:
+    yield lambda name, value, step: None
+
+
+def _tensorboard(folder: Path | None = None) -> Any:
+    """Opens a log for TensorBoard in `folder`; without one, only says whether that can be done."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtraError("TensorBoard is not installed; run `pip install 'demur[tensorboard]'`") from None
+
+    @contextmanager
+    def opened() -> Iterator[Callable[[str, float, int], None]]:
+        with SummaryWriter(str(folder)) as writer:
+            yield writer.add_scalar
+
+    return opened()
+
+
+def _about(config: SaeTrain, lm: LanguageModel, parts: Split, heldout: _Heldout, corpus: Corpus) -> dict[str, Any]:
     return {
-        "tokens": shards.tokens,
-        "passes": config.train.epochs,
-        "tokens_left_out": round(shards.left_out, 5),
-        "heldout_tokens": held.tokens,
-        "documents_by_source": sources,
-        "data": {path.name: stable_hash(path.read_text(encoding="utf-8")) for path in config.data},
+        "passes": config.epochs,
+        "source": config.source,
+        "heldout_tokens": heldout.shards.tokens,
+        "documents_by_source": parts.sources,
+        "data": {Path(path).name: digest for path, digest in corpus.hashes.items()},
         "weights": lm.origin,
-        "settings": to_json(config.train),
+        "settings": {key: value for key, value in to_json(config.recipe).items()},
         "context": config.context,
         "stored": "float16" if config.half else "float32",
     }
 
 
-def _card(config: SaeConfig) -> str:
-    """A README for the SAE folder from its `cfg.json`."""
-    training, metrics = config.training, config.metrics
-    sources = "\n".join(f"| {name} | {count:,} |" for name, count in training["documents_by_source"].items())
-    return f"""# SAE of {config.model.name}, {config.hookpoint}
-
-Top-k sparse autoencoder, {config.d_sae:,} latents over a width of {config.d_in}, k = {config.k}, stored in \
-{training["stored"]}. Trained by `{training["command"]}` at commit `{training["commit"] or "unknown"}` on \
-{training["tokens"]:,} tokens x {training["passes"]} passes (seed {training["settings"]["seed"]}), \
-{training["started"]}.
-
-One latent unit moves the residual by {metrics["unit"]:.3f} along a decoder row.
-
-| held out, as stored | |
-|---|---|
-| FVU | {metrics["fvu"]:.4f} |
-| L0 | {metrics["l0"]:.1f} |
-| FVU on the training text | {metrics["fvu_training_text"]:.4f} |
-| latents active on none of {metrics["dead_tokens"]:,.0f} tokens | {metrics["dead"]:.2%} |
-| cross entropy, nats a token: model / with reconstruction / residual zeroed | {metrics["ce"]:.3f} / \
-{metrics["ce_sae"]:.3f} / {metrics["ce_zero"]:.3f} |
-| CE recovered | {metrics["ce_recovered"]:.4f} |
-| tokens left out for a massive norm | {training["tokens_left_out"]:.2%} |
-
-| source | documents |
-|---|---|
-{sources}
-"""
+def _finish(
+    config: SaeTrain,
+    lm: LanguageModel,
+    run: _Run,
+    source: _Source,
+    heldout: _Heldout,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Store the SAE of `run`, measure it as stored, and write its card."""
+    dtype = torch.float16 if config.half else torch.float32
+    sae = run.trainer.sae()
+    blank = SaeConfig(
+        sae.d_in,
+        sae.d_sae,
+        run.config.k,
+        run.hookpoint,
+        SaeModel(lm.name, lm.fingerprint, lm.n_blocks),
+        architecture=sae.kind,
+        training={**about, "trained_as": run.config.architecture, "steps": run.trainer.steps},
+    )
+    save_sae(run.out, sae, blank, dtype)
+    # measured on what was stored, so that half precision is in the numbers
+    stored = load_sae(run.out).sae.to(config.device)
+    metrics, by_type = _measured(stored, heldout.shards, run.hookpoint, heldout.shards.tokens)
+    # rare latents may be silent on the little text held out: dead is silent on all text
+    held = (Tokens(x, types) for x, types in heldout.shards.residuals(run.hookpoint))
+    everywhere = measure(stored, _first(chain(held, source.residuals(run.hookpoint)), _REFERENCE_TOKENS))
+    sae.reference = everywhere.reference
+    recovered = ce_recovered(lm, stored, parse_hookpoint(run.hookpoint), [row.ids for row in heldout.rows])
+    numbers = {
+        **{key: value for key, value in metrics.items() if key != "dead"},
+        **{f"fvu_{name}": value for name, value in by_type.items()},
+        "fvu_training_text": everywhere.metrics.fvu,
+        "dead": everywhere.metrics.dead,
+        "dead_tokens": everywhere.metrics.tokens,
+        "unit": stored.unit,
+        **{k: v for k, v in recovered._asdict().items() if k != "tokens"},
+    }
+    final = SaeConfig(**{**vars(blank), "metrics": numbers})
+    save_sae(run.out, sae, final, dtype)
+    write_text(run.out / "README.md", card(final))
+    return {**to_json(final), "hash": load_sae(run.out).hash, "path": str(run.out)}

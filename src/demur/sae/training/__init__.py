@@ -1,0 +1,1 @@
+"""Training SAEs on residuals, whoever gives them. Knows no language model."""
