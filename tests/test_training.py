@@ -296,6 +296,11 @@ def test_bad_shards(tmp_path: Path) -> None:
     shards(tmp_path)
     with pytest.raises(InputError, match="294 tokens are fewer than one batch of 512"):
         Shards(tmp_path).steps_per_round(512)
+    whole = torch.zeros(8, dtype=torch.int32)
+    save_file({"h": whole, "types": whole.clone()}, tmp_path / "shard-00003.safetensors", metadata={"seen": "8"})
+    with pytest.raises(InputError, match=r"h is torch\.int32, expected a floating-point type"):
+        Shards(tmp_path)
+    (tmp_path / "shard-00003.safetensors").unlink()
     cut = tmp_path / "shard-00001.safetensors"
     cut.write_bytes(cut.read_bytes()[:-7])
     with pytest.raises(InputError, match=r"shard-00001.safetensors is not a whole shard .*; delete it and run"):

@@ -20,7 +20,7 @@ class Recipe:
     batch_size: int = 2048
     """Tokens per step, over all processes."""
     lr: float = 0.0
-    """Peak learning rate of Adam; 0 takes 4e-4 / sqrt(d_sae / 2^14) x sqrt(max(1, 2000 / steps))."""
+    """Peak learning rate of Adam; 0 takes 8e-4 / sqrt(d_sae / 2^14) x sqrt(2000 / steps), the root kept above 1/4."""
     warmup: float = 0.02
     """Share of the steps over which the learning rate rises from zero."""
     decay: float = 0.3
@@ -76,7 +76,8 @@ class TrainConfig(Recipe):
 
     def peak_lr(self, total_steps: int) -> float:
         """The learning rate in force in a run of `total_steps`."""
-        return self.lr or 4e-4 / (self.d_sae / 2**14) ** 0.5 * max(1.0, 2000 / total_steps) ** 0.5
+        # short runs want steps as long as stability allows, long ones dictionary_learning's 2e-4 (docs/training.md)
+        return self.lr or 8e-4 / (self.d_sae / 2**14) ** 0.5 * max(1 / 16, 2000 / total_steps) ** 0.5
 
     @property
     def ends(self) -> tuple[int, ...]:

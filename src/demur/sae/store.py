@@ -43,14 +43,9 @@ def save_sae(folder: Path, sae: Sae, config: SaeConfig, dtype: torch.dtype = tor
 def write_reference(folder: Path, reference: Reference) -> None:
     """Store `reference` in the SAE of `folder`; its weights keep their bits, its hash changes.
 
-    Raises `InputError` unless the SAE is in demur's own format.
+    Raises as `own_folder`.
     """
-    if not is_own(folder):
-        raise InputError(
-            f"{folder} is not a folder of demur's own format, which alone can hold reference statistics; "
-            "make one with `demur sae convert SAE OUT --to demur`"
-        )
-    path = folder / "sae.safetensors"
+    path = own_folder(folder) / "sae.safetensors"
     tensors = {**load_file(path), **_named(reference)}
     with whole_file(path) as temporary:
         save_file(tensors, temporary)
@@ -93,6 +88,16 @@ def is_own(folder: Path) -> bool:
     cfg = folder / "cfg.json"
     raw = read_json(cfg) if cfg.is_file() else None
     return isinstance(raw, dict) and raw.get("format") == FORMAT
+
+
+def own_folder(folder: Path) -> Path:
+    """`folder`. Raises `InputError` unless it holds an SAE in demur's own format, which has room for statistics."""
+    if not is_own(folder):
+        raise InputError(
+            f"{folder} is not a folder of demur's own format, which alone can hold reference statistics; "
+            "make one with `demur sae convert SAE OUT --to demur`"
+        )
+    return folder
 
 
 def _load_own(folder: Path, name: str) -> LoadedSae:

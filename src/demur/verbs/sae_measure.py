@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from demur.sae.metrics import measure
-from demur.sae.store import load_sae, write_reference
+from demur.sae.store import load_sae, own_folder, write_reference
 from demur.verbs.config import SaeMeasure
 from demur.verbs.documents import some_rows
 from demur.verbs.sae_eval import Sieve, residuals, with_its_model
@@ -18,6 +18,7 @@ def sae_measure(config: SaeMeasure) -> dict[str, Any]:
     The units `max_act` and `sigma` of a spec and its fast threshold path rest on these. The SAE's weights stay as they
     are, its hash changes, and with it which specs it fits. Raises as `load_sae`, `load` and `check_fits` do.
     """
+    own_folder(config.sae)
     loaded, lm, hookpoint = with_its_model(config.sae, config.model, config.device)
     rows = some_rows(lm, config.data, config.context, config.max_tokens, config.seed)
     measured = measure(loaded.sae, residuals(lm, hookpoint, rows, Sieve()))

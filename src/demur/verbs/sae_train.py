@@ -24,8 +24,9 @@ from demur.lm.load import LanguageModel, load
 from demur.lm.token_types import TYPES, Typed
 from demur.parallel import Processes, joined
 from demur.record import provenance, read_json, storage, to_json, whole_file, write_json, write_text
+from demur.sae.base import Sae
 from demur.sae.config import TrainConfig
-from demur.sae.metrics import Tokens, measure
+from demur.sae.metrics import Measured, Tokens, measure
 from demur.sae.store import SaeConfig, SaeModel, load_sae, save_sae
 from demur.sae.training.activations import Batch, Pools, Position, Shards
 from demur.sae.training.trainer import StepReport, Trainer
@@ -293,17 +294,25 @@ def _forget(log: Path, done: int) -> None:
         write_text(log, "".join(line + "\n" for line in kept))
 
 
-def _look(lm: LanguageModel, runs: list[_Run], heldout: _Heldout) -> list[dict[str, float]]:
+def _look(lm: LanguageModel, runs: list[_Run], heldout: _Heldout) -> list[dict[str, Any]]:
     """Held-out measures of each SAE as it stands, on a part of the held-out text."""
     found = []
     for run in runs:
         sae = run.trainer.sae()
-        numbers, by_type = _measured(sae, heldout.shards, run.hookpoint, _INTERIM_TOKENS)
+        measured = _measured(sae, heldout.shards, run.hookpoint, _INTERIM_TOKENS)
+        numbers, by_type = measured.metrics._asdict(), _by_type(measured)
         recovered = ce_recovered(
             lm, sae, parse_hookpoint(run.hookpoint), [row.ids for row in heldout.rows[:_INTERIM_CE_TEXTS]]
         )
-        by_type = {f"fvu_{name}": value for name, value in by_type.items()}
-        found.append({**numbers, **by_type, "ce_recovered": recovered.ce_recovered, "kl": recovered.kl})
+        found.append(
+            {
+                **numbers,
+                **by_type,
+                "ce_recovered": recovered.ce_recovered,
+                "kl": recovered.kl,
+                "latents_by_rate": {"counts": measured.rates.counts, "never": measured.rates.never},
+            }
+        )
         progress.say(
             f"  {run.out.name}: held-out FVU {numbers['fvu']:.4f}, L0 {numbers['l0']:.1f}, "
             f"CE recovered {recovered.ce_recovered:.4f}"
@@ -311,9 +320,12 @@ def _look(lm: LanguageModel, runs: list[_Run], heldout: _Heldout) -> list[dict[s
     return found
 
 
-def _measured(sae: Any, shards: Shards, hookpoint: str, tokens: int) -> tuple[dict[str, float], dict[str, float]]:
-    found = measure(sae, _first((Tokens(x, t) for x, t in shards.residuals(hookpoint)), tokens))
-    return found.metrics._asdict(), {TYPES[kind]: fvu for kind, fvu in found.fvu_by_type.items()}
+def _measured(sae: Sae, shards: Shards, hookpoint: str, tokens: int) -> Measured:
+    return measure(sae, _first((Tokens(x, types) for x, types in shards.residuals(hookpoint)), tokens))
+
+
+def _by_type(measured: Measured) -> dict[str, float]:
+    return {f"fvu_{TYPES[kind]}": fvu for kind, fvu in measured.fvu_by_type.items()}
 
 
 def _first(batches: Iterator[Tokens], tokens: int) -> Iterator[Tokens]:
@@ -330,7 +342,7 @@ def _log(
     runs: list[_Run],
     reports: list[StepReport],
     scalars: Callable[[str, float, int], None],
-    looks: list[dict[str, float]] | None,
+    looks: list[dict[str, Any]] | None,
 ) -> None:
     with storage(log), log.open("a", encoding="utf-8") as file:
         for i, (run, report) in enumerate(zip(runs, reports, strict=True)):
@@ -339,7 +351,11 @@ def _log(
                 line["heldout"] = looks[i]
             file.write(json.dumps(line) + "\n")
             flat = {key: value for key, value in report._asdict().items() if key not in ("step", "tokens")}
-            flat |= {f"heldout/{key}": value for key, value in (looks[i] if looks else {}).items()}
+            flat |= {
+                f"heldout/{key}": value
+                for key, value in (looks[i] if looks else {}).items()
+                if key != "latents_by_rate"
+            }
             for key, value in flat.items():
                 scalars(f"{run.hookpoint}/{run.out.name}/{key}", value, report.step)
 
@@ -401,15 +417,15 @@ def _finish(
     save_sae(run.out, sae, blank, dtype)
     # measured on what was stored, so that half precision is in the numbers
     stored = load_sae(run.out).sae.to(config.device)
-    metrics, by_type = _measured(stored, heldout.shards, run.hookpoint, heldout.shards.tokens)
+    measured = _measured(stored, heldout.shards, run.hookpoint, heldout.shards.tokens)
     # rare latents may be silent on the little text held out: dead is silent on all text
     held = (Tokens(x, types) for x, types in heldout.shards.residuals(run.hookpoint))
     everywhere = measure(stored, _first(chain(held, source.residuals(run.hookpoint)), _REFERENCE_TOKENS))
     sae.reference = everywhere.reference
     recovered = ce_recovered(lm, stored, parse_hookpoint(run.hookpoint), [row.ids for row in heldout.rows])
     numbers = {
-        **{key: value for key, value in metrics.items() if key != "dead"},
-        **{f"fvu_{name}": value for name, value in by_type.items()},
+        **{key: value for key, value in measured.metrics._asdict().items() if key != "dead"},
+        **_by_type(measured),
         "fvu_training_text": everywhere.metrics.fvu,
         "dead": everywhere.metrics.dead,
         "dead_tokens": everywhere.metrics.tokens,

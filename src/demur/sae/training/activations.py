@@ -73,6 +73,12 @@ class Shards:
                 raise InputError(
                     f"{path} is not a whole shard ({error}); delete it and run the same command again"
                 ) from None
+            wrong = [name for name, t in self._shards[-1].items() if name != TYPES and not t.is_floating_point()]
+            if wrong:
+                raise InputError(
+                    f"{path}: {wrong[0]} is {self._shards[-1][wrong[0]].dtype}, expected a floating-point type; "
+                    "harvest again"
+                )
             sizes = {len(tensor) for tensor in self._shards[-1].values()}
             if len(sizes) != 1 or self._shards[-1].keys() != self._shards[0].keys():
                 raise InputError(f"{path} holds tensors that do not belong together; delete it and run again")
