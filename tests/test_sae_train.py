@@ -201,3 +201,15 @@ def test_bad_training_input(chat: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(train(chat, tmp_path / "f")) == 0
     assert "holds the work of another training run" in said(train(chat, tmp_path / "f", "--seed", "5"))
     assert "no SAE is at" in said(["sae", "eval", str(tmp_path / "none")])
+
+
+def test_a_model_that_gives_nan_is_one_sentence(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tiny_model()
+    with torch.no_grad():
+        next(iter(broken.get_decoder().layers[0].parameters())).fill_(torch.nan)
+    save_model(broken, tmp_path / "broken")
+    for source in ("disk", "stream"):
+        arguments = train(chat, tmp_path / source, "--model", str(tmp_path / "broken"), "--source", source)
+        assert main(arguments) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "gives NaN or infinity at layers.1.resid_post in torch.float32; load it in bfloat16 or float32" in said

@@ -169,6 +169,19 @@ def test_training_explains_planted_data_and_folds_the_scale(architecture: str) -
     assert type(sae) is expected
 
 
+def test_both_starts_reach_a_like_fvu_and_data_sooner() -> None:
+    data = planted(8000, 0)
+    found = {}
+    for start in ("data", "random"):
+        for steps in (40, 400):
+            generator = torch.Generator().manual_seed(0)
+            batches = (data[torch.randint(len(data), (256,), generator=generator)] for _ in range(steps))
+            sae = train(batches, data[:2000], steps, config(start=start))
+            found[start, steps] = measure(sae, [Tokens(planted(2000, 1))]).metrics.fvu
+    assert found["data", 40] < found["random", 40]
+    assert max(found["data", 400], found["random", 400]) < 0.35
+
+
 def test_matryoshka_prefixes_reconstruct_on_their_own() -> None:
     data = planted(8000, 0)
     found = {}

@@ -27,6 +27,9 @@ class Recipe:
     """Share of the steps, at the end, over which it falls to zero."""
     center: Literal["mean", "median"] = "mean"
     """Where b_dec starts: the mean of the first activations, or their geometric median."""
+    start: Literal["data", "random"] = "data"
+    """Where decoder rows start: half a difference of two residuals and half noise, which gets far in few steps, or
+    noise alone, which gets as far in many (docs/training.md)."""
     auxk: float = 0.03125
     """Weight of the auxiliary loss that revives dead latents (Gao et al., arXiv 2406.04093, appendix A.2)."""
     dead_after: int = 250_000

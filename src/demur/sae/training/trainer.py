@@ -195,11 +195,11 @@ def train(
 def _initial(x: Tensor, config: TrainConfig) -> Weights:
     """Weights to start from, in the units of `x` [n, d_in]."""
     generator = torch.Generator().manual_seed(config.seed)
-    # half of each row is the difference of two residuals, which finds the structure of the data much sooner, half is
-    # noise, which keeps rows apart
-    one, other = torch.randint(len(x), (2, config.d_sae), generator=generator).to(x.device)
-    noise = torch.randn(config.d_sae, x.shape[1], generator=generator).to(x.device)
-    decoder = F.normalize(F.normalize(x[one] - x[other], dim=1) + F.normalize(noise, dim=1), dim=1)
+    decoder = F.normalize(torch.randn(config.d_sae, x.shape[1], generator=generator).to(x.device), dim=1)
+    if config.start == "data":
+        # differences find the structure of the data much sooner, noise keeps rows apart
+        one, other = torch.randint(len(x), (2, config.d_sae), generator=generator).to(x.device)
+        decoder = F.normalize(decoder + F.normalize(x[one] - x[other], dim=1), dim=1)
     # the k best of many directions overshoot: begin with the encoder's length that reconstructs best
     some = x[:_FITTED]
     active = sparse.top_k(some @ decoder.T, config.k)
