@@ -50,7 +50,7 @@ from demur.types import SAFETY_SYSTEM_PROMPT  # noqa: E402
 D_SAE, K, BATCH, STEPS = 4608, 32, 4096, 100
 HELDOUT = 16_384
 ROUNDS, ROUND_STEPS = 4, 9
-LOOKS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+LOOKS = (20, 40, 60, 80, 100)
 RATES = {
     "sparsify": (0.5, 1.0, 2.0),
     "dictionary_learning": (1.0, 5.0, 10.0),
