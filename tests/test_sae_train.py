@@ -206,7 +206,7 @@ def test_bad_training_input(chat: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_model_that_gives_nan_is_one_sentence(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = tiny_model()
     with torch.no_grad():
-        next(iter(broken.get_decoder().layers[0].parameters())).fill_(torch.nan)
+        next(iter(broken.model.get_decoder().layers[0].parameters())).fill_(torch.nan)
     save_model(broken, tmp_path / "broken")
     for source in ("disk", "stream"):
         arguments = train(chat, tmp_path / source, "--model", str(tmp_path / "broken"), "--source", source)
