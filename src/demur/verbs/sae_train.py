@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice, product
@@ -46,6 +46,26 @@ _REFERENCE_TOKENS = 1_000_000
 """Tokens of training text at most that reference statistics are taken on."""
 _MADE = ("commit", "dirty", "versions", "started", "command")
 """What a card says of how its SAE was made."""
+
+
+class _Job(NamedTuple):
+    """What every part of a training run needs to know."""
+
+    config: SaeTrain
+    lm: LanguageModel
+    hookpoints: list[Hookpoint]
+    corpus: Corpus
+    parts: Split
+    work: Path
+    processes: Processes
+
+    def rows(self, numbers: Sequence[int]) -> list[Typed]:
+        """Rows of the documents `numbers`."""
+        return read_group(self.lm, self.corpus, numbers, self.config.context)
+
+    def groups(self, numbers: Sequence[int]) -> list[list[int]]:
+        """`numbers` in groups that are harvested together."""
+        return groups(self.corpus, numbers, self.config.pool_tokens)
 
 
 class _Source(NamedTuple):
@@ -99,14 +119,14 @@ def sae_train(config: SaeTrain) -> list[dict[str, Any]]:
         parts = split(lm, corpus, config.context, config.max_tokens, config.heldout)
         _claim(work, {**_settings(config), "text": corpus.hashes}, processes)
         progress.say(f"{len(parts.trained)} documents to train on, {len(parts.heldout)} held out")
-        heldout = _hold_out(config, lm, hookpoints, corpus, parts, work, processes)
-        make = _disk if config.source == "disk" else _stream
-        source = make(config, lm, hookpoints, corpus, parts, work, processes)
-        runs = _runs(config, hookpoints, source, processes)
-        _train(config, lm, work, runs, source, heldout, processes)
+        job = _Job(config, lm, hookpoints, corpus, parts, work, processes)
+        heldout = _hold_out(job)
+        source = _disk(job) if config.source == "disk" else _stream(job)
+        runs = _runs(job, source)
+        _train(job, runs, source, heldout)
         if not processes.first:
             return []
-    about = {**_about(config, lm, parts, heldout, corpus), **source.about, **{key: made[key] for key in _MADE}}
+    about = {**_about(job, heldout), **source.about, **{key: made[key] for key in _MADE}}
     return [_finish(config, lm, run, source, heldout, about) for run in runs]
 
 
@@ -125,101 +145,67 @@ def _claim(work: Path, settings: dict[str, Any], processes: Processes) -> None:
         write_json(path, settings)
 
 
-def _runs(config: SaeTrain, hookpoints: list[Hookpoint], source: _Source, processes: Processes) -> list[_Run]:
-    made = []
-    several = len(hookpoints) * len(config.d_sae) * len(config.k) > 1
-    for hookpoint, d_sae, k in product(map(str, hookpoints), config.d_sae, config.k):
+def _runs(job: _Job, source: _Source) -> list[_Run]:
+    config, made = job.config, []
+    several = len(job.hookpoints) * len(config.d_sae) * len(config.k) > 1
+    for hookpoint, d_sae, k in product(map(str, job.hookpoints), config.d_sae, config.k):
         one = config.one(d_sae, k)
-        sample = source.sample[hookpoint].to(config.device)
+        trainer = Trainer(source.sample[hookpoint].to(config.device), one, source.total_steps, job.processes)
         out = config.out / hookpoint / f"{one.architecture}-{d_sae}-{k}" if several else config.out
-        made.append(_Run(hookpoint, one, Trainer(sample, one, source.total_steps, processes), out))
+        made.append(_Run(hookpoint, one, trainer, out))
     return made
 
 
-def _key(lm: LanguageModel, hookpoints: list[Hookpoint], rows: list[Typed], config: SaeTrain, corpus: Corpus) -> str:
-    first = [list(row.ids) for row in rows[:8]]
-    text = [list(corpus.hashes.values()), config.weights, config.max_tokens, config.context, config.heldout]
-    return stable_hash([text, first, config.pool_tokens, lm.fingerprint, config.dtype, [str(h) for h in hookpoints]])
+def _key(job: _Job, rows: list[Typed]) -> str:
+    config = job.config
+    text = [list(job.corpus.hashes.values()), config.weights, config.max_tokens, config.context, config.heldout]
+    model = [job.lm.fingerprint, config.dtype, [str(h) for h in job.hookpoints]]
+    return stable_hash([text, [list(row.ids) for row in rows[:8]], config.pool_tokens, *model])
 
 
-def _harvested(
-    config: SaeTrain,
-    lm: LanguageModel,
-    hookpoints: list[Hookpoint],
-    corpus: Corpus,
-    numbers: list[int],
-    folder: Path,
-    processes: Processes,
-) -> Harvest:
-    runs = groups(corpus, numbers, config.pool_tokens)
-    made = [partial(read_group, lm, corpus, run, config.context) for run in runs]
-    key = _key(lm, hookpoints, made[0](), config, corpus)
-    return harvest(lm, hookpoints, made, key, folder, config.recipe.seed, processes)
+def _harvested(job: _Job, numbers: list[int], folder: Path) -> Harvest:
+    made = [partial(job.rows, group) for group in job.groups(numbers)]
+    key = _key(job, made[0]())
+    return harvest(job.lm, job.hookpoints, made, key, folder, job.config.recipe.seed, job.processes)
 
 
-def _hold_out(
-    config: SaeTrain,
-    lm: LanguageModel,
-    hookpoints: list[Hookpoint],
-    corpus: Corpus,
-    parts: Split,
-    work: Path,
-    processes: Processes,
-) -> _Heldout:
-    _harvested(config, lm, hookpoints, corpus, parts.heldout, work / "heldout", processes)
-    rows = read_group(lm, corpus, parts.heldout[:_CE_TEXTS], config.context)
-    return _Heldout(Shards(work / "heldout"), rows[:_CE_TEXTS])
+def _hold_out(job: _Job) -> _Heldout:
+    _harvested(job, job.parts.heldout, job.work / "heldout")
+    return _Heldout(Shards(job.work / "heldout"), job.rows(job.parts.heldout[:_CE_TEXTS])[:_CE_TEXTS])
 
 
-def _disk(
-    config: SaeTrain,
-    lm: LanguageModel,
-    hookpoints: list[Hookpoint],
-    corpus: Corpus,
-    parts: Split,
-    work: Path,
-    processes: Processes,
-) -> _Source:
-    _harvested(config, lm, hookpoints, corpus, parts.trained, work / "train", processes)
-    shards = Shards(work / "train", processes)
-    recipe = config.recipe
+def _disk(job: _Job) -> _Source:
+    _harvested(job, job.parts.trained, job.work / "train")
+    shards = Shards(job.work / "train", job.processes)
+    recipe = job.config.recipe
     return _Source(
-        {str(h): shards.sample(str(h), _SAMPLE) for h in hookpoints},
-        shards.steps_per_round(recipe.batch_size) * config.epochs,
+        {str(h): shards.sample(str(h), _SAMPLE) for h in job.hookpoints},
+        shards.steps_per_round(recipe.batch_size) * job.config.epochs,
         lambda start: shards.batches(recipe.batch_size, recipe.seed, start),
         lambda hookpoint: (Tokens(x, types) for x, types in shards.residuals(hookpoint)),
         {"tokens": shards.tokens, "tokens_left_out": round(shards.left_out, 5)},
     )
 
 
-def _stream(
-    config: SaeTrain,
-    lm: LanguageModel,
-    hookpoints: list[Hookpoint],
-    corpus: Corpus,
-    parts: Split,
-    work: Path,
-    processes: Processes,
-) -> _Source:
-    runs = groups(corpus, parts.trained, config.pool_tokens)
-    first = read_group(lm, corpus, runs[0], config.context)
+def _stream(job: _Job) -> _Source:
+    lm, hookpoints, recipe = job.lm, job.hookpoints, job.config.recipe
+    text = job.groups(job.parts.trained)
+    first = job.rows(text[0])
     limits = norm_limits(lm, hookpoints, first[:32])
-    begin = residuals(lm, hookpoints, first[: max(2, _SAMPLE // config.context)], limits)
+    begin = residuals(lm, hookpoints, first[: max(2, _SAMPLE // job.config.context)], limits)
 
     def pool(number: int) -> dict[str, torch.Tensor]:
-        rows = read_group(lm, corpus, runs[number % len(runs)], config.context)
-        return shared_residuals(lm, hookpoints, rows, limits, processes).x
+        return shared_residuals(lm, hookpoints, job.rows(text[number % len(text)]), limits, job.processes).x
 
     def again(hookpoint: str) -> Iterator[Tokens]:
-        for run in runs:
-            found = residuals(lm, hookpoints, read_group(lm, corpus, run, config.context), limits)
+        for group in text:
+            found = residuals(lm, hookpoints, job.rows(group), limits)
             yield Tokens(found.x[hookpoint], found.types)
 
-    pools = Pools(pool, processes)
-    recipe = config.recipe
+    pools = Pools(pool, job.processes)
     kept = len(begin.types) / begin.seen
-    tokens = int(parts.tokens * kept)
-    steps = tokens * config.epochs // recipe.batch_size
+    tokens = int(job.parts.tokens * kept)
+    steps = tokens * job.config.epochs // recipe.batch_size
     if not steps:
         raise InputError(f"{tokens} tokens are fewer than one batch of {recipe.batch_size}; give more text")
     return _Source(
@@ -231,16 +217,9 @@ def _stream(
     )
 
 
-def _train(
-    config: SaeTrain,
-    lm: LanguageModel,
-    work: Path,
-    runs: list[_Run],
-    source: _Source,
-    heldout: _Heldout,
-    processes: Processes,
-) -> None:
+def _train(job: _Job, runs: list[_Run], source: _Source, heldout: _Heldout) -> None:
     """Train all of `runs` on the same batches, to the end, from the last checkpoint where there is one."""
+    config, lm, work, processes = job.config, job.lm, job.work, job.processes
     checkpoint = work / "checkpoint.safetensors"
     position = _resume(checkpoint, runs)
     total, done = source.total_steps, runs[0].trainer.steps
@@ -380,15 +359,16 @@ def _tensorboard(folder: Path | None = None) -> Any:
     return opened()
 
 
-def _about(config: SaeTrain, lm: LanguageModel, parts: Split, heldout: _Heldout, corpus: Corpus) -> dict[str, Any]:
+def _about(job: _Job, heldout: _Heldout) -> dict[str, Any]:
+    config = job.config
     return {
         "passes": config.epochs,
         "source": config.source,
         "heldout_tokens": heldout.shards.tokens,
-        "documents_by_source": parts.sources,
-        "data": {Path(path).name: digest for path, digest in corpus.hashes.items()},
-        "weights": lm.origin,
-        "settings": {key: value for key, value in to_json(config.recipe).items()},
+        "documents_by_source": job.parts.sources,
+        "data": {Path(path).name: digest for path, digest in job.corpus.hashes.items()},
+        "weights": job.lm.origin,
+        "settings": to_json(config.recipe),
         "context": config.context,
         "stored": "float16" if config.half else "float32",
     }
