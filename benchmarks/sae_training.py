@@ -42,11 +42,10 @@ from demur.data.prompts import OWN, load_prompts  # noqa: E402
 from demur.lm.batches import batches, pad  # noqa: E402
 from demur.lm.chat import with_system  # noqa: E402
 from demur.lm.harvest import harvest  # noqa: E402
-from demur.lm.hookpoints import parse_hookpoint  # noqa: E402
 from demur.lm.load import load  # noqa: E402
 from demur.lm.token_types import Typed, typed_chat  # noqa: E402
 from demur.sae.training.activations import Position, Shards  # noqa: E402
-from demur.types import SAFETY_SYSTEM_PROMPT  # noqa: E402
+from demur.types import SAFETY_SYSTEM_PROMPT, parse_hookpoint  # noqa: E402
 
 D_SAE, K, BATCH, STEPS = 4608, 32, 4096, 100
 HELDOUT = 16_384

@@ -18,12 +18,11 @@ from demur.data.prompts import OWN, load_prompts, take
 from demur.lm.batches import batches
 from demur.lm.chat import chat_ids, with_system
 from demur.lm.generate import generate
-from demur.lm.hookpoints import parse_hookpoint
 from demur.lm.load import load
 from demur.lm.record import read
 from demur.sae.store import load_sae
 from demur.sae.topk import TopKSae
-from demur.types import SAFETY_SYSTEM_PROMPT
+from demur.types import SAFETY_SYSTEM_PROMPT, parse_hookpoint
 
 PROMPTS = 20
 ANSWER_TOKENS = 40

@@ -8,12 +8,12 @@ from demur.lm.attach import Step, attach
 from demur.lm.batches import batches, pad
 from demur.lm.chat import chat_ids, chat_text
 from demur.lm.generate import generate
-from demur.lm.hookpoints import block_at, blocks, parse_hookpoint
+from demur.lm.hookpoints import block_at, blocks
 from demur.lm.load import LanguageModel
 from demur.lm.record import read, read_all, resume
 from demur.lm.score import log_probs_from, read_padded
 from demur.testing import ARCHITECTURES, tiny_model
-from demur.types import Hookpoint, Message
+from demur.types import Hookpoint, Message, parse_hookpoint
 
 AT = Hookpoint(1)
 

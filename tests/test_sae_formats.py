@@ -32,6 +32,7 @@ from demur.sae.formats.common import hookpoint, hub_name
 from demur.sae.groupmax import GroupMaxSae
 from demur.sae.meaning import SaeConfig, SaeModel, build
 from demur.sae.store import check_fits, load_sae, save_sae, write_reference
+from demur.types import parse_hookpoint
 from demur.verbs.config import SaeConvert
 from demur.verbs.sae_convert import sae_convert
 
@@ -372,8 +373,6 @@ def test_a_foreign_sae_fits_a_model_of_its_width_with_its_block(tmp_path: Path) 
     ],
 )
 def test_hookpoints(text: str, found: str) -> None:
-    from demur.lm.hookpoints import parse_hookpoint
-
     assert hookpoint(text) == found
     if found.endswith("resid_post"):
         assert str(parse_hookpoint(text)) == found

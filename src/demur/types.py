@@ -6,8 +6,11 @@ SteeringSpec that was in force. `demur.record` writes and reads them.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from demur.errors import InputError
 
 Intent = Literal["harmful", "benign"]
 Split = Literal["select", "test"]
@@ -81,6 +84,33 @@ class Hookpoint:
 
     def __str__(self) -> str:
         return f"layers.{self.block}.{self.site}"
+
+
+_NOTATIONS = (
+    r"layers\.(\d+)(?:\.resid_post)?",  # demur, sparsify
+    r"blocks\.(\d+)\.hook_resid_post",  # TransformerLens, SAELens
+    r"(?:model\.|transformer\.|gpt_neox\.|language_model\.)*(?:layers|h)\.(\d+)(?:\.output)?",  # module paths
+    r"(\d+)",  # a bare block number
+)
+_RESID_PRE = re.compile(r"(?:blocks\.(\d+)\.hook_resid_pre|layers\.(\d+)\.resid_pre)")
+
+
+def parse_hookpoint(text: str) -> Hookpoint:
+    """Read `layers.12.resid_post`, `blocks.12.hook_resid_post`, `model.layers.12`, `h.12` or `12`.
+
+    `resid_pre` of block L is `resid_post` of block L - 1. Raises `InputError` for anything else.
+    """
+    for notation in _NOTATIONS:
+        if match := re.fullmatch(notation, text.strip()):
+            return Hookpoint(int(match[1]))
+    if match := _RESID_PRE.fullmatch(text.strip()):
+        block = int(match[1] or match[2])
+        if block > 0:
+            return Hookpoint(block - 1)
+    raise InputError(
+        f"hookpoint {text!r} is not understood; write the output of a block as layers.12.resid_post "
+        "(blocks.12.hook_resid_post, model.layers.12 and 12 mean the same)"
+    )
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,6 @@ class Harvest:
 
     key: str
     """Hash of the text, the model and the hookpoints."""
-    shards: int
     norm_limits: dict[str, float]
     """Norm above which tokens were left out, by hookpoint."""
 
@@ -108,7 +107,7 @@ def harvest(
     folder: Path,
     seed: int,
     processes: Processes = ALONE,
-) -> Harvest:
+) -> None:
     """Store the residuals of `groups` of documents in `folder`, a shard for each, shuffled with `seed`.
 
     Shards already there are kept; each process makes its part of the others. Raises `InputError` when `folder` holds
@@ -120,7 +119,7 @@ def harvest(
         if found.key != key:
             raise InputError(f"{folder} holds activations of other text or another model; give another --work folder")
     else:
-        found = Harvest(key, len(groups), norm_limits(lm, hookpoints, groups[0]()[:32]))
+        found = Harvest(key, norm_limits(lm, hookpoints, groups[0]()[:32]))
         processes.wait()  # nobody may find the file that another has just written
         if processes.first:
             write_json(about, found)
@@ -135,7 +134,6 @@ def harvest(
                     save_file(tensors, temporary, metadata={"seen": str(made.seen)})
             advance(1)
     processes.wait()
-    return found
 
 
 def _read(lm: LanguageModel, hookpoints: Sequence[Hookpoint], rows: Sequence[Typed]) -> dict[str, list[Tensor]]:

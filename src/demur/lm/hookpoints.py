@@ -1,4 +1,4 @@
-"""Hookpoints: read every notation in use, find the block of any supported architecture.
+"""Hookpoints in a model: find the block of any supported architecture.
 
 Traps: Hugging Face's `hidden_states[L + 1]` is the output of 0-based block L, but its last entry is after the
 final norm, so demur hooks the block module itself and never reads `hidden_states`.
@@ -6,7 +6,6 @@ final norm, so demur hooks the block module itself and never reads `hidden_state
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from demur.errors import InputError
@@ -16,32 +15,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PreTrainedModel
-
-_NOTATIONS = (
-    r"layers\.(\d+)(?:\.resid_post)?",  # demur, sparsify
-    r"blocks\.(\d+)\.hook_resid_post",  # TransformerLens, SAELens
-    r"(?:model\.|transformer\.|gpt_neox\.|language_model\.)*(?:layers|h)\.(\d+)(?:\.output)?",  # module paths
-    r"(\d+)",  # a bare block number
-)
-_RESID_PRE = re.compile(r"(?:blocks\.(\d+)\.hook_resid_pre|layers\.(\d+)\.resid_pre)")
-
-
-def parse_hookpoint(text: str) -> Hookpoint:
-    """Read `layers.12.resid_post`, `blocks.12.hook_resid_post`, `model.layers.12`, `h.12` or `12`.
-
-    `resid_pre` of block L is `resid_post` of block L - 1. Raises `InputError` for anything else.
-    """
-    for notation in _NOTATIONS:
-        if match := re.fullmatch(notation, text.strip()):
-            return Hookpoint(int(match[1]))
-    if match := _RESID_PRE.fullmatch(text.strip()):
-        block = int(match[1] or match[2])
-        if block > 0:
-            return Hookpoint(block - 1)
-    raise InputError(
-        f"hookpoint {text!r} is not understood; write the output of a block as layers.12.resid_post "
-        "(blocks.12.hook_resid_post, model.layers.12 and 12 mean the same)"
-    )
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:

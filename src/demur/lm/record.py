@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -39,14 +40,35 @@ def read(
     position_ids: Tensor | None = None,
 ) -> Reading:
     """Residual at `hookpoint` for `input_ids` [batch, pos], running no block above it."""
-    found: list[Reading] = []
+    return _read(model, [hookpoint], input_ids, attention_mask, position_ids)[0]
 
-    def stop(_module: Any, _args: Any, output: Any) -> None:
+
+def read_at(
+    model: PreTrainedModel, hookpoints: Sequence[Hookpoint], input_ids: Tensor, attention_mask: Tensor | None = None
+) -> list[Tensor]:
+    """Residuals [batch, pos, d_model] at each of `hookpoints` for `input_ids` [batch, pos], in one pass that runs no
+    block above the last of them. Memory: all of them at once, so give few rows."""
+    return [reading.residual for reading in _read(model, hookpoints, input_ids, attention_mask)]
+
+
+def _read(
+    model: PreTrainedModel,
+    hookpoints: Sequence[Hookpoint],
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None = None,
+) -> list[Reading]:
+    found: dict[Hookpoint, Reading] = {}
+    last = max(hookpoints, key=lambda hookpoint: hookpoint.block)
+
+    def keep(hookpoint: Hookpoint, _module: Any, _args: Any, output: Any) -> None:
         is_tuple = isinstance(output, tuple)
-        found.append(Reading(output[0] if is_tuple else output, is_tuple))
-        raise _Stop
+        found[hookpoint] = Reading(output[0] if is_tuple else output, is_tuple)
+        if hookpoint == last:
+            raise _Stop
 
-    handle = block_at(model, hookpoint).register_forward_hook(stop)
+    modules = {hookpoint: block_at(model, hookpoint) for hookpoint in hookpoints}
+    handles = [module.register_forward_hook(partial(keep, place)) for place, module in modules.items()]
     try:
         with torch.no_grad():
             model.get_decoder()(
@@ -55,38 +77,9 @@ def read(
     except _Stop:
         pass
     finally:
-        handle.remove()
-    return found[0]
-
-
-def read_at(
-    model: PreTrainedModel, hookpoints: Sequence[Hookpoint], input_ids: Tensor, attention_mask: Tensor | None = None
-) -> list[Tensor]:
-    """Residuals [batch, pos, d_model] at each of `hookpoints` for `input_ids` [batch, pos], in one pass that runs no
-    block above the last of them. Memory: all of them at once, so give few rows."""
-    found: dict[int, Tensor] = {}
-    last = max(hookpoint.block for hookpoint in hookpoints)
-
-    def keep(block: int, output: Any) -> None:
-        found[block] = output[0] if isinstance(output, tuple) else output
-        if block == last:
-            raise _Stop
-
-    handles = [
-        block_at(model, hookpoint).register_forward_hook(
-            lambda _module, _args, output, block=hookpoint.block: keep(block, output)
-        )
-        for hookpoint in set(hookpoints)
-    ]
-    try:
-        with torch.no_grad():
-            model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    except _Stop:
-        pass
-    finally:
         for handle in handles:
             handle.remove()
-    return [found[hookpoint.block] for hookpoint in hookpoints]
+    return [found[hookpoint] for hookpoint in hookpoints]
 
 
 def read_all(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:

@@ -27,8 +27,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of `path`, by name, on the CPU, in the file's precision; numbers become tensors without a shape.
 
     Of a training backup {"ae": ..., "optimizer": ..., "step": ...} or a {"state_dict": ...} the inner dictionary is
-    taken, and the numbers beside it. Raises
-    `NotFoundError` for a missing file, `InputError` for a damaged one and for one that only unpickling would open.
+    taken, and the numbers beside it. Raises `NotFoundError` for a missing file, `InputError` for a damaged one and for
+    one that only unpickling would open.
     """
     read: Callable[[Path], Any] = _torch if path.suffix in PICKLES else _numpy if path.suffix == ".npz" else load_file
     try:

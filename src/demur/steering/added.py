@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from demur.errors import InputError
-from demur.lm.hookpoints import parse_hookpoint
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae
 from demur.spec import DirectionEdit, Edit, Positions, SteeringSpec
 from demur.steering.artefacts import Artefacts
 from demur.steering.direction import Direction
-from demur.types import Hookpoint
+from demur.types import Hookpoint, parse_hookpoint
 
 
 class Added(NamedTuple):

@@ -8,13 +8,13 @@ import torch
 from transformers import PreTrainedModel
 
 from demur.errors import InputError, MismatchError
-from demur.lm.hookpoints import device_at, parse_hookpoint, width
+from demur.lm.hookpoints import device_at, width
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae, embedded_sae
 from demur.spec import LatentGate, NamedGate, SteeringSpec
 from demur.steering.direction import Direction
 from demur.steering.gates import Fires, latent_exceeds
-from demur.types import Hookpoint
+from demur.types import Hookpoint, parse_hookpoint
 
 
 class Artefacts:

@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from demur.errors import InputError, NotFoundError
-from demur.lm.hookpoints import block_at, parse_hookpoint
+from demur.lm.hookpoints import block_at
 from demur.record import whole_file
 from demur.steering.added import Added, added_spec
-from demur.types import Hookpoint
+from demur.types import Hookpoint, parse_hookpoint
 
 Entries = dict[str, dict[str, Any]]
 """What the file holds."""

@@ -12,12 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from demur.lm.hookpoints import parse_hookpoint
 from demur.sae.base import Sae
 from demur.sae.topk import TopKSae
 from demur.spec import DirectionEdit, Edit, Op, SteeringSpec
 from demur.steering.direction import Direction
-from demur.types import Hookpoint
+from demur.types import Hookpoint, parse_hookpoint
 
 _CLOSE = 1e-4
 """Relative distance from the k-th pre-activation below which single precision cannot tell the rank."""

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from demur.errors import InputError
 from demur.lm.attach import Step
-from demur.lm.hookpoints import parse_hookpoint
 from demur.lm.turns import Turns
 from demur.spec import LatentGate, NamedGate, Positions, SteeringSpec
 from demur.steering.artefacts import Artefacts
 from demur.steering.gates import GateState
 from demur.steering.positions import TurnReader, chosen
-from demur.types import Hookpoint
+from demur.types import Hookpoint, parse_hookpoint
 
 
 class _Gate:

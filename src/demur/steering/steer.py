@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from demur.errors import InputError
 from demur.lm.attach import Step, attach_all
-from demur.lm.hookpoints import parse_hookpoint
 from demur.lm.load import LanguageModel
 from demur.lm.turns import Turns, read_turns
 from demur.sae.base import Sae
@@ -29,7 +28,7 @@ from demur.steering.gates import Fires
 from demur.steering.layer import DirectionEdits, Edits, SaeEdits
 from demur.steering.positions import OWNERS
 from demur.steering.rows import Rows
-from demur.types import Hookpoint
+from demur.types import Hookpoint, parse_hookpoint
 
 
 class Steering:

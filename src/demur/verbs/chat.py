@@ -16,11 +16,10 @@ from torch import Tensor
 from demur.errors import InputError
 from demur.lm.attach import Edit as Hook
 from demur.lm.attach import Step, attach_all
-from demur.lm.hookpoints import parse_hookpoint
 from demur.sae.base import Reader, Sae
 from demur.spec import Edit, SteeringSpec
 from demur.steering.artefacts import Artefacts
-from demur.types import UNSTEERED, Hookpoint, Message
+from demur.types import UNSTEERED, Hookpoint, Message, parse_hookpoint
 from demur.verbs.config import Chat
 from demur.verbs.generate import Stream, answer, conversation, try_out
 from demur.verbs.steered import Loaded, load_steered

@@ -16,14 +16,14 @@ from demur.lm.batches import batches, pad
 from demur.lm.chat import with_system
 from demur.lm.generate import generate
 from demur.lm.harvest import MASSIVE
-from demur.lm.hookpoints import device_at, parse_hookpoint
+from demur.lm.hookpoints import device_at
 from demur.lm.load import LanguageModel, load
 from demur.lm.record import read
 from demur.lm.token_types import TYPES, Typed, typed_chat
 from demur.record import to_json
 from demur.sae.metrics import Measured, Tokens, measure
 from demur.sae.store import LoadedSae, check_fits, load_sae
-from demur.types import SAFETY_SYSTEM_PROMPT, Hookpoint
+from demur.types import SAFETY_SYSTEM_PROMPT, Hookpoint, parse_hookpoint
 from demur.verbs.config import SaeEval
 from demur.verbs.documents import some_rows
 

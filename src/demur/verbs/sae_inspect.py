@@ -18,7 +18,7 @@ from demur import progress
 from demur.errors import InputError, MismatchError
 from demur.lm.batches import batches, pad
 from demur.lm.chat import text_ids
-from demur.lm.hookpoints import block_at, device_at, parse_hookpoint
+from demur.lm.hookpoints import block_at, device_at
 from demur.lm.load import LanguageModel, load
 from demur.lm.record import read_all
 from demur.lm.token_types import TYPES, Typed
@@ -27,7 +27,7 @@ from demur.sae.metrics import Meter, SaeMetrics, Tokens, measure
 from demur.sae.store import LoadedSae, load_sae
 from demur.sae.thresholded import JumpReluSae, ReluSae
 from demur.sae.topk import TopKSae
-from demur.types import Hookpoint
+from demur.types import Hookpoint, parse_hookpoint
 from demur.verbs.config import SaeInspect
 from demur.verbs.documents import some_rows
 from demur.verbs.sae_eval import OWN_TEXT, Sieve, model_for, own_text, residuals, types_of

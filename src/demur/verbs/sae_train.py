@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from demur import progress
 from demur.data.corpus import Corpus
 from demur.errors import InputError, MissingExtraError, RunExistsError
 from demur.eval.reconstruction import ce_recovered
-from demur.lm.harvest import Harvest, harvest, norm_limits, residuals, shared_residuals
-from demur.lm.hookpoints import block_at, parse_hookpoint
+from demur.lm.harvest import harvest, norm_limits, residuals, shared_residuals
+from demur.lm.hookpoints import block_at
 from demur.lm.load import LanguageModel, load
 from demur.lm.token_types import TYPES, Typed
 from demur.parallel import Processes, joined
@@ -30,7 +30,7 @@ from demur.sae.metrics import Measured, Tokens, measure
 from demur.sae.store import SaeConfig, SaeModel, load_sae, save_sae
 from demur.sae.training.activations import Batch, Pools, Position, Shards
 from demur.sae.training.trainer import StepReport, Trainer
-from demur.types import Hookpoint, stable_hash
+from demur.types import Hookpoint, parse_hookpoint, stable_hash
 from demur.verbs.config import SaeTrain
 from demur.verbs.documents import Split, groups, read_group, split
 from demur.verbs.sae_card import card
@@ -138,7 +138,7 @@ def _settings(config: SaeTrain) -> dict[str, Any]:
 
 def _claim(work: Path, settings: dict[str, Any], processes: Processes) -> None:
     path = work / "settings.json"
-    if path.exists() and read_json(path) != json.loads(json.dumps(settings)):
+    if path.exists() and read_json(path) != settings:
         raise RunExistsError(f"{work} holds the work of another training run; give another --work or --out folder")
     processes.wait()
     if processes.first:
@@ -163,10 +163,10 @@ def _key(job: _Job, rows: list[Typed]) -> str:
     return stable_hash([text, [list(row.ids) for row in rows[:8]], config.pool_tokens, *model])
 
 
-def _harvested(job: _Job, numbers: list[int], folder: Path) -> Harvest:
+def _harvested(job: _Job, numbers: list[int], folder: Path) -> None:
     made = [partial(job.rows, group) for group in job.groups(numbers)]
     key = _key(job, made[0]())
-    return harvest(job.lm, job.hookpoints, made, key, folder, job.config.recipe.seed, job.processes)
+    harvest(job.lm, job.hookpoints, made, key, folder, job.config.recipe.seed, job.processes)
 
 
 def _hold_out(job: _Job) -> _Heldout:
@@ -256,8 +256,7 @@ def _resume(path: Path, runs: list[_Run]) -> Position:
         return Position()
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata()
-        tensors = load_file(path)
+            about, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a whole checkpoint ({error}); delete it to train from the start") from None
     for i, run in enumerate(runs):

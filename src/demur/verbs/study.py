@@ -30,7 +30,7 @@ from demur.features.control import control_latent, firing_rates
 from demur.features.screen import rank_screened
 from demur.judges.rules import RulesJudge
 from demur.lm.chat import chat_ids, text_ids, with_system
-from demur.lm.hookpoints import device_at, parse_hookpoint
+from demur.lm.hookpoints import device_at
 from demur.lm.load import LanguageModel, load
 from demur.record import (
     append_jsonl,
@@ -59,6 +59,7 @@ from demur.types import (
     StudyResult,
     StudyRow,
     Verdict,
+    parse_hookpoint,
     stable_hash,
 )
 from demur.verbs.config import PromptFile, StudyConfig

@@ -16,11 +16,11 @@ from demur.errors import InputError
 from demur.lm.attach import Step, attach, prompt_lengths
 from demur.lm.batches import pad
 from demur.lm.chat import chat_ids, with_system
-from demur.lm.hookpoints import parse_hookpoint
 from demur.spec import Edit, SteeringSpec
 from demur.steering.artefacts import Artefacts
 from demur.steering.oracle import expected
 from demur.steering.steer import steer
+from demur.types import parse_hookpoint
 from demur.verbs.config import Verify
 from demur.verbs.steered import Loaded, load_steered
 

@@ -14,6 +14,7 @@ from demur.errors import InputError
 from demur.record import read_json
 from demur.sae.base import Sae
 from demur.sae.meaning import SaeConfig, check
+from demur.types import parse_hookpoint
 
 Weights = dict[str, Tensor]
 """Tensors under demur's names, float32: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in], ..."""
@@ -151,22 +152,18 @@ def last(pattern: str, origin: str) -> re.Match[str] | None:
     return max(re.finditer(pattern, origin), key=lambda match: match.start(), default=None)
 
 
-_MODULE = r"(?:(?:model|transformer|gpt_neox|language_model)\.)*(?:layers|h)\.(\d+)"
-_POST = (r"blocks\.(\d+)\.hook_resid_post", _MODULE + r"(?:\.(?:output|resid_post))?")
-_PRE = (r"blocks\.(\d+)\.hook_resid_pre", r"layers\.(\d+)\.resid_pre")
-
-
 def hookpoint(text: str) -> str:
     """`layers.12.resid_post` for every notation of that place, any other `text` as it is."""
-    for notation in _POST:
-        if match := re.fullmatch(notation, text):
-            return f"layers.{match[1]}.resid_post"
-    for notation in _PRE:
-        if (match := re.fullmatch(notation, text)) and int(match[1]) > 0:
-            return f"layers.{int(match[1]) - 1}.resid_post"
-    return text
+    try:
+        return str(parse_hookpoint(text))
+    except InputError:
+        return text
 
 
+UNSCALED = (
+    "Training scaled residuals to a mean norm of sqrt(d_in) by a factor that the files leave out; it is used unscaled, "
+    "which is wrong unless the factor is about 1: give it as the input scale."
+)
 NO_HOOKPOINT = "The file does not say where in the model this SAE reads."
 _OWNERS = (
     (r"gemma-", "google/"),

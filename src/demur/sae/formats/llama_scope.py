@@ -23,10 +23,6 @@ NAME = "llama_scope"
 _FIRST = ("hyperparams.json", "checkpoints/final.safetensors")
 _DISTILL = ("config.json", "sae_weights.safetensors")
 _NAMES = {"W_enc": "encoder.weight.T", "b_enc": "encoder.bias", "W_dec": "decoder.weight.T", "b_dec": "decoder.bias"}
-_UNSCALED = (
-    "Training scaled residuals to a mean norm of sqrt(d_in) by a factor that the files leave out; it is used "
-    "unscaled, which is wrong unless the factor is about 1: give it as the input scale."
-)
 
 
 def read(place: Place, input_scale: float | None) -> Opened:
@@ -56,7 +52,7 @@ def read(place: Place, input_scale: float | None) -> Opened:
         model=SaeModel(common.hub_name(str(cfg.get("model_name") or "")) or "meta-llama/Llama-3.1-8B", "", 0),
         architecture="jumprelu",
         subtract_b_dec=bool(cfg.get("apply_decoder_bias_to_pre_encoder", False)),
-        notes=(*(() if hook else (common.NO_HOOKPOINT,)), *(() if scale is not None else (_UNSCALED,))),
+        notes=(*(() if hook else (common.NO_HOOKPOINT,)), *(() if scale is not None else (common.UNSCALED,))),
     )
     return Opened(config, w, (file, weights))
 

@@ -145,10 +145,7 @@ def _normalize(
         files.append(scaler)
     if how == "expected_average_only_in":
         if scale is None:
-            notes.append(
-                "Training scaled residuals to a mean norm of sqrt(d_in) by a factor that the files leave out; it is "
-                "used unscaled, which is wrong unless the factor is about 1: give it as the input scale."
-            )
+            notes.append(common.UNSCALED)
         else:
             common.check_scale(scale)
             common.fold_scale(w, scale)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from demur.errors import InputError
@@ -68,7 +67,7 @@ class Shards:
             try:
                 with safe_open(path, framework="pt") as file:
                     self.seen += int((file.metadata() or {})["seen"])
-                self._shards.append(load_file(path))
+                    self._shards.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
             except (SafetensorError, KeyError, OSError, ValueError) as error:
                 raise InputError(
                     f"{path} is not a whole shard ({error}); delete it and run the same command again"
@@ -125,8 +124,7 @@ class Shards:
             for batch in range(first, steps):
                 begin = batch * batch_size + self._processes.rank * rows
                 x = {name: self._rows(name, stripes, begin, begin + rows) for name in self.hookpoints}
-                done = batch + 1 == steps
-                yield Batch(x, Position(number + 1, 0) if done else Position(number, batch + 1))
+                yield Batch(x, _next(number, batch, steps))
             number, first = number + 1, 0
 
     def _stripes(self, generator: torch.Generator) -> list[tuple[int, int]]:
@@ -185,17 +183,18 @@ class Pools:
             for batch in range(first, steps):
                 begin = batch * batch_size + self._processes.rank * rows
                 chosen = order[begin : begin + rows]
-                done = batch + 1 == steps
-                yield Batch(
-                    {name: x[chosen] for name, x in round_x.items()},
-                    Position(number + 1, 0) if done else Position(number, batch + 1),
-                )
+                yield Batch({name: x[chosen] for name, x in round_x.items()}, _next(number, batch, steps))
             before, number, first = pool, number + 1, 0
 
     def _shuffled(self, number: int, seed: int) -> dict[str, Tensor]:
         pool = self._make(number)
         order = torch.randperm(len(next(iter(pool.values()))), generator=_generator(seed, number, "pool"))
         return {name: x[order] for name, x in pool.items()}
+
+
+def _next(number: int, batch: int, steps: int) -> Position:
+    """Where the batch after `batch` of the `steps` of round `number` begins."""
+    return Position(number + 1, 0) if batch + 1 == steps else Position(number, batch + 1)
 
 
 def _generator(seed: int, number: int, what: str) -> torch.Generator:

@@ -124,7 +124,8 @@ def _select(p: Tensor, guess: float, config: TrainConfig, processes: Processes) 
     total = config.k * len(p)
     if processes.size > 1:
         # the batch is that of all processes, so each offers what could be among the largest of all
-        mine = sparse.batch_top_k(p, total * processes.size, guess)
+        # (the guess is where the whole batch ends, too high to hold that many of one process)
+        mine = sparse.batch_top_k(p, total * processes.size, 0.0)
         offered = torch.zeros(total * processes.size, device=p.device)
         offered[: len(mine.values)] = mine.values
         limit = processes.gather(offered).topk(total * processes.size, sorted=False).values.amin()
