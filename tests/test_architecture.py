@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "lm": {"record", "progress", "parallel"},
     "judges": set(),
     "steering": {"sae", "lm", "record"},
-    "features": {"steering", "lm", "sae", "data", "record"},
+    "features": {"steering", "lm", "sae", "data", "record", "progress"},
     "eval": {"features", "steering", "judges", "lm", "sae", "data", "record", "progress"},
     "report": {"record"},
     "testing": {"lm", "sae"},

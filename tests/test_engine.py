@@ -447,3 +447,27 @@ def test_what_cannot_be_steered_is_one_sentence() -> None:
     sae.reference.max_act[3] = 0
     with pytest.raises(InputError, match="latent 3 never fired"):
         sae.in_units([3], 1.0, "max_act")
+
+
+def test_rows_under_few_specs_share_their_beginning_and_equal_single_rows() -> None:
+    """Each spec's rows have what all rows begin with in common; gates, turns and counts follow every row."""
+    asks = ("Hi", "How do I make a cake?", "What is blue?", "I'm sorry", "Hello there, the answer")
+    system = Message("system", "Hello there. I can't help with that, sorry. How do I make a cake?")
+    rows = [chat_ids(LM, [system, Message("user", text)]) for text in asks]
+    clamp = SteeringSpec((Edit("layers.1", "s", (3, 5), value=6),))
+    gate = LatentGate("layers.1", "s", 7, 0.01, positions=Positions("user"))
+    gated = SteeringSpec((Edit("layers.1", "s", (9,), value=8),), positions=Positions("user"), gate=gate)
+    specs = [clamp, gated, None, clamp, gated]
+    alone: list[list[int]] = []
+    counted: dict[str, list[tuple[int, int]]] = {}
+    for row, spec in zip(rows, specs, strict=True):
+        with steer(LM, spec or SteeringSpec(), SAES) as steering:
+            alone.append(generate(LM, [row], 12)[0].ids)
+        for slot in steering.counts():
+            counted.setdefault(slot.name, []).append((slot.steered[0], slot.changed[0]))
+    with steer(LM, specs, SAES) as steering:
+        together = [answer.ids for answer in generate(LM, rows, 12)]
+    assert together == alone
+    for slot in steering.counts():
+        found = [pair for pair in zip(slot.steered, slot.changed, strict=True) if pair != (0, 0)]
+        assert found == [pair for pair in counted[slot.name] if pair != (0, 0)]

@@ -68,7 +68,9 @@ def test_the_run_folder_holds_everything_with_the_specs_hash(finished: Path) -> 
     assert {row.spec for row in (*result.rows, *result.control_rows)} == specs
     completions = [json.loads(line) for line in (finished / "completions.jsonl").read_text().splitlines()]
     verdicts = [json.loads(line) for line in (finished / "verdicts.jsonl").read_text().splitlines()]
-    test_half = {(c["spec"], c["prompt"]) for c in completions if c["spec"] in specs and c["prompt"] != "archetype"}
+    tested = {p.id for name in OWN for p in load_prompts(name, "benign") if p.split == "test"}
+    test_half = {(c["spec"], c["prompt"]) for c in completions if c["spec"] in specs and c["prompt"] in tested}
+    assert test_half
     assert test_half <= {(v["spec"], v["prompt"]) for v in verdicts}
     run = read_json(finished / "run.json")
     assert set(run["artefacts"]) == {"model", "sae", "harmful", "plain", "lookalike", "questions"}
@@ -102,7 +104,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing demur wrote catches it."""
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 5, 8, 13, 21, 27, 34, 40, 47])
+@pytest.mark.parametrize("after", [1, 2, 3, 5, 8, 13, 21, 27, 34, 40, 47, 55, 64, 75, 90])
 def test_killed_at_any_write_it_goes_on_to_the_same_numbers(
     study_file: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
@@ -189,7 +191,7 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--values", "0"], "expected numbers above zero"),
         (["--values", "-3"], "expected numbers above zero"),
         (["--values", "nan"], "expected numbers above zero"),
-        (["--select-value", "inf"], "expected a number above zero"),
+        (["--select-values", "inf"], "expected numbers above zero"),
         (["--dtype", "float99"], "dtype 'float99' is not a torch dtype"),
         (["--device", "cuda"], "torch sees no CUDA device"),
         (["--archetype", " "], "must not be empty"),
@@ -262,7 +264,7 @@ def test_a_run_folder_in_use(study_file: Path, tmp_path: Path, capsys: pytest.Ca
     from filelock import FileLock
 
     with FileLock(tmp_path / ".lock"):
-        assert "is in use by another demur study" in said(["study", str(study_file), "--out", str(tmp_path)], capsys)
+        assert "is in use by another demur run" in said(["study", str(study_file), "--out", str(tmp_path)], capsys)
 
 
 def test_a_run_folder_whose_sae_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

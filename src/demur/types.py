@@ -136,6 +136,124 @@ class LatentRanking:
 
 
 @dataclass(frozen=True)
+class Example:
+    """Text around a token on which a latent is active."""
+
+    document: int
+    """Which document of the reference text, counted from 0."""
+    tokens: tuple[str, ...]
+    """The text, cut into what each token adds to it. A character that several tokens spell belongs to the last."""
+    activations: tuple[float, ...]
+    """Of every token, in latent units; 0 also for those that are not looked at: the first and massive ones."""
+    peak: int
+    """Index of the token that the example was chosen for."""
+    type: str
+    """Type of that token: `template`, `system`, `user`, `assistant` or `text`."""
+    quantile: float
+    """Share of the tokens on which the latent is active that are no more active than this one; 1 at the top."""
+
+
+@dataclass(frozen=True)
+class Firing:
+    """How often a latent is active on one type of token."""
+
+    type: str
+    tokens: int
+    """Looked at."""
+    active: int
+
+
+@dataclass(frozen=True)
+class TokenLogit:
+    """A token of the vocabulary and its logit minus the mean over the vocabulary."""
+
+    id: int
+    token: str
+    logit: float
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Another latent of the same SAE and how alike the two are."""
+
+    latent: int
+    decoder_cosine: float
+    encoder_cosine: float
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What clamping a latent at one value does, each as a mean over prompts with its 95 % bootstrap interval."""
+
+    value: float
+    """Clamp value in latent units; at 0 the latent is switched off."""
+    harmful: float
+    """Change of the log-odds, against the unsteered model, that the answer to a harmful prompt begins as a refusal."""
+    harmful_low: float
+    harmful_high: float
+    benign: float
+    """The same for plain benign prompts."""
+    benign_low: float
+    benign_high: float
+    kl: float
+    """KL(unsteered || steered) in nats per token over the unsteered answers to the benign prompts."""
+    kl_low: float
+    kl_high: float
+
+
+@dataclass(frozen=True)
+class FeatureCard:
+    """What one latent reads, writes and causes; `latent-N.json` and the object that `demur latent --json` prints."""
+
+    latent: int
+    model: str
+    sae: str
+    """Path and hash of the SAE."""
+    hookpoint: str
+    text: str
+    """The reference text, in words."""
+    documents: int
+    tokens: int
+    """Tokens looked at, over all types."""
+    left_out: int
+    """Tokens not looked at, as no SAE is trained on them: the first of each row and those with a massive norm."""
+    active: int
+    """Tokens on which the latent is active."""
+    max_activation: float
+    """Largest activation, in latent units; 0 for a latent that never fires here."""
+    mean_activation: float
+    """Mean over the tokens on which it is active; 0 without any."""
+    firing: tuple[Firing, ...]
+    """By type of token; types that do not occur are left out."""
+    histogram: tuple[int, ...]
+    """Active tokens in bins of equal width from 0 to `max_activation`."""
+    examples: tuple[Example, ...]
+    """The most active tokens, each from another document, strongest first."""
+    middle: tuple[Example, ...]
+    """Tokens at the upper quartile, the median and the lower quartile of the activations above 0."""
+    promoted: tuple[TokenLogit, ...]
+    """What the decoder row says straight to the output (logit lens): the tokens it raises most."""
+    suppressed: tuple[TokenLogit, ...]
+    """The tokens it lowers most."""
+    neighbours: tuple[Neighbour, ...]
+    """Latents with the most similar decoder rows."""
+    curve: tuple[CurvePoint, ...] = ()
+    """What clamping it does, by value; empty where that could not be measured, and then a note says why."""
+    curve_harmful: int = 0
+    """Harmful prompts behind each point of the curve."""
+    curve_benign: int = 0
+    """Benign prompts behind each point."""
+    description: str = ""
+    """One line by a language model that saw the examples, never by a person; empty where none was asked."""
+    description_model: str = ""
+    """The model that wrote it."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know."""
+    report: str = ""
+    """Path of the page."""
+
+
+@dataclass(frozen=True)
 class Completion:
     """What a model said to one prompt under one spec."""
 
@@ -166,8 +284,9 @@ class Verdict:
 class Measurement:
     """One number for one item under one spec."""
 
-    name: Literal["capability", "kl"]
-    """`capability`: 1 right, 0 wrong. `kl`: nats per token, mean over the item's tokens."""
+    name: Literal["capability", "kl", "log_odds"]
+    """`capability`: 1 right, 0 wrong. `kl`: nats per token, mean over the item's tokens. `log_odds`: that the answer
+    begins as a refusal."""
     item: str
     """Question or prompt id."""
     spec: str
@@ -216,6 +335,91 @@ class StudyRow:
     """Prompts behind `kl`."""
     unscored: int = 0
     """Completions the judge could not score; in no denominator."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, or a ratio of means, with its 95 % bootstrap interval over prompts."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Prompts behind it."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one spec did on the select split: causal effect, damage, and judged generations."""
+
+    label: str
+    """What the spec is, in words: `latent 957 at 8`, `random latent 12 at 8`, `random direction`, `set of 3`."""
+    latents: tuple[int, ...]
+    """Empty for a raw direction."""
+    values: tuple[float, ...]
+    """One for each latent."""
+    spec: str
+    """Spec hash."""
+    harmful: Estimate
+    """Change of the log-odds that the answer to a harmful prompt begins as a refusal."""
+    benign: Estimate
+    """The same on plain prompts."""
+    kl: Estimate
+    """KL(unsteered || steered) over the unsteered answers to plain prompts, nats per token."""
+    efficiency: Estimate
+    """Mean `harmful` per mean `kl`: log-odds bought per nat of damage; the bootstrap resamples both."""
+    harmful_refused: Rate | None = None
+    """Harmful select prompts fully refused / scored; None where no text was generated."""
+    benign_refused: Rate | None = None
+    """Plain select prompts refused, fully or partly / scored; None where it was not needed to decide."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Whether a method would have said the same of other prompts."""
+
+    halves: float
+    """Share of the first 20 latents that two halves of the prompts have in common; NaN where halves mean nothing."""
+    winner_places: tuple[int, ...]
+    """Place of the winner under each half; 0 where it is not ranked."""
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """How a latent was found: `discovery.json`."""
+
+    winner: int
+    value: float
+    proposed_by: tuple[str, ...]
+    """Methods that had the winner among what they proposed."""
+    places: dict[str, int]
+    """Place of the winner under each method, 1 for the first; 0 where the method does not rank it."""
+    agreement: dict[str, dict[str, float]]
+    """Share of the first 20 latents that two methods have in common."""
+    stability: dict[str, Stability]
+    """By method."""
+    resampled: dict[str, float]
+    """Share of bootstrap resamples of the judged prompts in which each finalist refuses most, by its label; the seed
+    of the run draws them."""
+    proposed: int
+    """Latents that went to the referee."""
+    openings: tuple[str, ...]
+    """How the model begins a refusal, as found."""
+    finalists: tuple[Effect, ...]
+    """Best first; the first is the winner."""
+    controls: tuple[Effect, ...]
+    """Random latents matched on firing rate and decoder norm, the unrelated latent, a random direction."""
+    sets: tuple[Effect, ...]
+    """Small sets of latents, where they were asked for."""
+    curve: tuple[Effect, ...]
+    """The winner at other values."""
+    ranking: LatentRanking
+    """Every latent that was proposed, best first, with what each stage measured."""
+    seconds: dict[str, float]
+    """Time by step."""
+    notes: tuple[str, ...] = ()
+    report: str = ""
+    """The page of a `demur select` run."""
 
 
 @dataclass(frozen=True)

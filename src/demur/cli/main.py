@@ -22,11 +22,14 @@ from demur.verbs.config import (
     Chat,
     Export,
     Generate,
+    Latent,
+    Rank,
     SaeConvert,
     SaeEval,
     SaeInspect,
     SaeMeasure,
     SaeTrain,
+    Select,
     Study,
     StudyConfig,
     Verify,
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     except DemurError as error:
         return _fail(str(error), type(error).__name__, as_json, ERROR)
     except KeyboardInterrupt:
-        goes_on = {"study", "sae"} & set(arguments)
+        goes_on = {"study", "rank", "select", "sae"} & set(arguments)
         rest = "the same command goes on from here" if goes_on else "nothing was kept"
         return _fail(f"interrupted; {rest}", "Interrupted", as_json, INTERRUPTED)
 
@@ -98,9 +101,12 @@ def _parse_once(arguments: Sequence[str], study_default: Study) -> Any:
     chat = Annotated[Chat, tyro.conf.subcommand("chat")]
     verify = Annotated[Verify, tyro.conf.subcommand("verify")]
     export = Annotated[Export, tyro.conf.subcommand("export")]
+    rank = Annotated[Rank, tyro.conf.subcommand("rank")]
+    select = Annotated[Select, tyro.conf.subcommand("select")]
+    latent = Annotated[Latent, tyro.conf.subcommand("latent")]
     sae = Annotated[Sae, tyro.conf.subcommand("sae")]
     chosen: Any = tyro.cli(
-        study | generate | chat | verify | export | sae,
+        study | rank | select | latent | generate | chat | verify | export | sae,
         prog="demur",
         description="Steer what a language model refuses with SAE latents, and measure what it costs.",
         args=list(arguments) or ["--help"],
@@ -159,6 +165,18 @@ def _call(verb: Any) -> int:
             from demur.verbs.export import export
 
             show.show_export(export(verb), verb.json)
+        case Rank():
+            from demur.verbs.rank import rank
+
+            show.show_rankings(rank(verb), verb.top, verb.json)
+        case Select():
+            from demur.verbs.select import select
+
+            show.show_discovery(select(verb), verb.json)
+        case Latent():
+            from demur.verbs.latent import latent
+
+            show.show_cards(latent(verb), verb.json)
     return 0
 
 

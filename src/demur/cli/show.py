@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from demur.record import to_json
-from demur.types import StudyResult
+from demur.types import Discovery, FeatureCard, LatentRanking, StudyResult
 
 if TYPE_CHECKING:
     from demur.verbs.export import Exported
@@ -34,10 +34,37 @@ def show_study(result: StudyResult, as_json: bool) -> None:
     console.print(table(result))
     console.print(verdict_line(result), highlight=False)
     for note in result.notes:
-        console.print(f"Note: {note}", highlight=False)
+        console.print(f"Note: {note}", highlight=False, markup=False)
     print(f"report: {result.report}", file=sys.stderr)
     if as_json:
         show_json(to_json(result))
+
+
+def show_rankings(rankings: Sequence[LatentRanking], top: int, as_json: bool) -> None:
+    """The first latents of each method; as JSON all of each."""
+    from rich.console import Console
+
+    from demur.report.table import ranking_table
+
+    Console(stderr=True).print(ranking_table(rankings, top))
+    if as_json:
+        show_json({"rankings": to_json(list(rankings))})
+
+
+def show_discovery(discovery: Discovery, as_json: bool) -> None:
+    """Finalists and controls, the winner in a sentence, and what to know."""
+    from rich.console import Console
+
+    from demur.report.table import discovery_line, discovery_table
+
+    console = Console(stderr=True)
+    console.print(discovery_table(discovery))
+    console.print(discovery_line(discovery), highlight=False)
+    for note in discovery.notes:
+        console.print(f"Note: {note}", highlight=False, markup=False)
+    print(f"report: {discovery.report}", file=sys.stderr)
+    if as_json:
+        show_json(to_json(discovery))
 
 
 def show_sae(result: dict[str, Any], as_json: bool) -> None:
@@ -132,6 +159,42 @@ def show_export(exported: Exported, as_json: bool) -> None:
     print(f"{exported.format} file: {exported.path}", file=sys.stderr)
     if as_json:
         show_json(to_json(exported))
+
+
+def show_cards(cards: Sequence[FeatureCard], as_json: bool) -> None:
+    """A few lines on each card; as JSON one object, the card itself or the list `cards` of several."""
+    for card in cards:
+        show_card(card)
+    if as_json:
+        show_json(to_json(cards[0]) if len(cards) == 1 else {"cards": to_json(list(cards))})
+
+
+def show_card(card: FeatureCard) -> None:
+    """Where the latent fires, what it says, what clamping it does, and where the page is."""
+    lines = [
+        f"latent {card.latent}: active on {card.active:,} of {card.tokens:,} tokens, {card.max_activation:.3g} at most"
+    ]
+    if card.description:
+        lines.append(f"described by {card.description_model} (machine-written): {card.description}")
+    rates = (f"{one.type} {100 * one.active / one.tokens:.2g} %" for one in card.firing)
+    lines.append(f"by token type: {', '.join(rates)}")
+    lines += [f"at {card.examples[0].activations[card.examples[0].peak]:.3g}: {_around(card)}"] if card.examples else []
+    lines.append(f"says: {' '.join(repr(one.token) for one in card.promoted[:8])}")
+    lines += [
+        f"clamped to {point.value:g}: refusal log-odds {point.harmful:+.2f} on harmful prompts, {point.benign:+.2f} on "
+        f"plain ones; KL {point.kl:.2g}"
+        for point in card.curve[:1] + card.curve[-1:]
+    ]
+    lines += [f"Note: {note}" for note in card.notes]
+    lines.append(f"page: {card.report}")
+    print("\n  ".join(lines), file=sys.stderr)
+
+
+def _around(card: FeatureCard) -> str:
+    """The strongest example, shortened, its token in brackets."""
+    example = card.examples[0]
+    before, after = "".join(example.tokens[: example.peak])[-40:], "".join(example.tokens[example.peak + 1 :])[:20]
+    return repr(f"{before}[{example.tokens[example.peak]}]{after}")
 
 
 def show_checks(verified: Verified, as_json: bool) -> None:

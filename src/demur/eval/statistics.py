@@ -46,6 +46,21 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 10_0
     return Interval(float(data.mean()), float(low), float(high))
 
 
+def bootstrap_ratio(above: Sequence[float], below: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Interval:
+    """Mean of `above` per mean of `below`, each resampled by itself, being of different prompts. NaN for none."""
+    if not above or not below:
+        return Interval(math.nan, math.nan, math.nan)
+    draw = np.random.default_rng(seed)
+    means = [
+        np.asarray(values, dtype=np.float64)[draw.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
+        for values in (above, below)
+    ]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = np.nanquantile(means[0] / means[1], [0.025, 0.975])
+        value = np.float64(np.mean(above)) / np.float64(np.mean(below))
+    return Interval(float(value), float(low), float(high))
+
+
 def mcnemar_p(only_first: int, only_second: int) -> float:
     """Exact two-sided McNemar p for paired yes/no outcomes, from the numbers of discordant pairs."""
     n = only_first + only_second

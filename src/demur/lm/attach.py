@@ -7,9 +7,9 @@ that row's prompt ends, so that an edit does the same with and without a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -33,7 +33,7 @@ class Step(NamedTuple):
     """[batch] int64: tokens of each row that the caller gave; later ones were written by the model."""
     rows: Tensor
     """[batch] int64: which sequence each row is, the same throughout one call of `generate`. Longer than the batch
-    where one row stands for all of them (a shared prefix)."""
+    where a row stands for several (a shared prefix): then those that are run come first."""
     origin: Tensor
     """Like `rows`: which row of the caller's batch it comes from; beams and samples of one row share it."""
     total: int
@@ -46,6 +46,12 @@ class Step(NamedTuple):
     """Nothing is in the cache: what was remembered of earlier passes is void."""
     ids: Tensor | None
     """[batch, pos] token ids; None where the model was given embeddings."""
+    stands: Tensor | None = None
+    """Which row of the batch stands for each of `rows`; None where each stands for itself."""
+
+    def each(self, values: Tensor, dim: int = 0) -> Tensor:
+        """`values` of the batch's rows along `dim`, one for each of `rows`."""
+        return values if self.stands is None else values.index_select(dim, self.stands.to(values.device))
 
 
 Edit = Callable[[Tensor, Step], Tensor]
@@ -66,6 +72,8 @@ class Generation:
     """[batch, columns] the caller's mask, for passes that hide it (a static cache)."""
     rows: Tensor | None = None
     """Which of the rows are in the next pass; None for all."""
+    stands: Tensor | None = None
+    """As in `Step`."""
     beams: bool = False
 
 
@@ -77,7 +85,8 @@ class _Attached:
     generation: Generation | None = None
     remembered: Tensor | None = None
     """[batch] prompt lengths of a loop that the caller runs: the tokens of the last pass with an empty cache."""
-    rows_differ: int = 0
+    groupings: list[Sequence[int]] = field(default_factory=list)
+    """Of what is attached: which rows of a batch it treats alike, as a number for each; empty for all of them."""
 
 
 _ATTACHED: WeakKeyDictionary[Any, _Attached] = WeakKeyDictionary()
@@ -94,17 +103,18 @@ def attach(model: PreTrainedModel, hookpoint: Hookpoint, edit: Edit) -> Iterator
 
 
 @contextmanager
-def attach_all(model: PreTrainedModel, edits: Mapping[Hookpoint, Edit], rows_differ: bool = False) -> Iterator[None]:
+def attach_all(model: PreTrainedModel, edits: Mapping[Hookpoint, Edit], groups: Sequence[int] = ()) -> Iterator[None]:
     """`attach` at several hookpoints, which share one `Step` a pass.
 
-    `rows_differ`: rows of one batch are not treated alike, so nothing may be computed once for all of them.
+    `groups`: a number for each row of a batch, the same for rows that are treated alike; empty where all are. What two
+    rows have in common is computed once only within a group.
     """
     places = [(block_at(model, hookpoint), edit) for hookpoint, edit in edits.items()]
     with ExitStack() as stack:
         if places:
             known = stack.enter_context(_known(model))
-            known.rows_differ += rows_differ
-            stack.callback(_no_longer_differ, known, rows_differ)
+            known.groupings.append(groups)
+            stack.callback(known.groupings.remove, groups)
             current: list[Step] = []
             # a compiled model does not look whether hooks came or went, so it must be compiled anew (0.1 ms otherwise)
             torch.compiler.reset()
@@ -116,10 +126,15 @@ def attach_all(model: PreTrainedModel, edits: Mapping[Hookpoint, Edit], rows_dif
         yield
 
 
-def rows_differ(model: PreTrainedModel) -> bool:
-    """Whether what is attached to `model` treats the rows of a batch differently."""
+def row_groups(model: PreTrainedModel, batch: int) -> list[int]:
+    """For each row of a batch the first row that everything attached to `model` treats like it."""
     known = _ATTACHED.get(model)
-    return known is not None and known.rows_differ > 0
+    groupings = [groups for groups in known.groupings if groups] if known is not None else []
+    if any(len(groups) != batch for groups in groupings):
+        return list(range(batch))
+    keys = list(zip(*groupings, strict=True)) if groupings else [()] * batch
+    first: dict[tuple[int, ...], int] = {}
+    return [first.setdefault(key, row) for row, key in enumerate(keys)]
 
 
 @contextmanager
@@ -175,10 +190,6 @@ def _generate(model: Any, known: _Attached, inner: Callable[..., Any], *args: An
         return inner(*args, **kwargs)
 
 
-def _no_longer_differ(known: _Attached, rows_differ: bool) -> None:
-    known.rows_differ -= rows_differ
-
-
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _before(known: _Attached, current: list[Step], _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     current[:] = [_step(known, args, kwargs)]
@@ -230,6 +241,7 @@ def _step(known: _Attached, args: tuple[Any, ...], kwargs: dict[str, Any]) -> St
         beams=about is not None and about.beams,
         fresh=past == 0,
         ids=ids,
+        stands=about.stands if about is not None else None,
     )
 
 

@@ -14,6 +14,8 @@ from demur.lm.caches import cache_argument
 from demur.lm.load import LanguageModel
 
 Row = Sequence[int]
+_WORTHWHILE = 8
+"""Tokens below which running a common beginning by itself does not pay."""
 
 
 def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -58,21 +60,23 @@ class Prefixed(NamedTuple):
     rows: list[Row]
     prefix: Row
     cache: DynamicCache
-    """One row wide, or empty when the rows share too little to be worth it."""
+    """`times` rows wide, or empty when the rows share too little to be worth it."""
 
 
-def share_prefix(lm: LanguageModel, rows: Sequence[Row], worthwhile: int = 8) -> Prefixed:
-    """Run what all rows begin with (a system prompt, mostly) once instead of once a row.
+def share_prefix(lm: LanguageModel, rows: Sequence[Row], times: int = 1) -> Prefixed:
+    """Run what all rows begin with (a system prompt, mostly) `times` instead of once a row.
 
     Under the steering in force, so the cache is exact for it. At least one token is left in every row.
     """
     cache = DynamicCache(config=lm.model.config)
     length = shared_length(rows)
-    if length < worthwhile or len(rows) == 1:
+    if length < _WORTHWHILE or times >= len(rows):
         return Prefixed([list(row) for row in rows], [], cache)
     prefix = list(rows[0][:length])
     with torch.no_grad():
         lm.model.get_decoder()(
-            input_ids=torch.tensor([prefix], device=lm.device), use_cache=True, **{cache_argument(lm.model): cache}
+            input_ids=torch.tensor([prefix] * times, device=lm.device),
+            use_cache=True,
+            **{cache_argument(lm.model): cache},
         )
     return Prefixed([list(row[length:]) for row in rows], prefix, cache)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from demur.lm.attach import Generation, generation, rows_differ
+from demur.lm.attach import Generation, generation, row_groups
 from demur.lm.batches import Padded, Row, pad, share_prefix
 from demur.lm.caches import cache_argument
 from demur.lm.load import LanguageModel
@@ -40,17 +40,24 @@ def generate(lm: LanguageModel, rows: Sequence[Row], max_new_tokens: int) -> lis
     Runs under whatever is attached to the model. Greedy because a study compares interventions, not samples.
     """
     lengths = torch.tensor([len(row) for row in rows], device=lm.device)
-    with generation(lm.model, Generation(len(rows), lengths, rows=torch.arange(len(rows), device=lm.device))) as about:
+    with generation(lm.model, Generation(len(rows), lengths)) as about:
         return _generate(lm, rows, max_new_tokens, about)
 
 
 def _generate(lm: LanguageModel, rows: Sequence[Row], max_new_tokens: int, about: Generation) -> list[Answer]:
-    never = max(map(len, rows))
-    shared = share_prefix(lm, rows, worthwhile=never if rows_differ(lm.model) else 8)
+    # what all rows begin with is run once for each group of rows that are steered alike
+    groups = row_groups(lm.model, len(rows))
+    leaders = sorted(set(groups))
+    others = [row for row in range(len(rows)) if row not in set(leaders)]
+    stand = [leaders.index(group) for group in groups]
+    about.rows = torch.tensor([*leaders, *others], device=lm.device)
+    about.stands = torch.tensor(stand, device=lm.device)[about.rows]
+    shared = share_prefix(lm, rows, times=len(leaders))
+    about.rows, about.stands = torch.arange(len(rows), device=lm.device), None
     cache = shared.cache
     padded = pad(lm, shared.rows, side="left")
     if shared.prefix:
-        cache.batch_repeat_interleave(len(rows))
+        cache.batch_select_indices(torch.tensor(stand, device=lm.device))
         prefix = torch.tensor([shared.prefix], device=lm.device).expand(len(rows), -1)
         padded = Padded(
             ids=torch.cat([prefix, padded.ids], dim=1), mask=torch.cat([torch.ones_like(prefix), padded.mask], dim=1)

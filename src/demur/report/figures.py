@@ -51,7 +51,7 @@ def _series(result: StudyResult) -> list[Series]:
 
 def _tradeoff(result: StudyResult) -> go.Figure | None:
     """Harmful refused against benign refused; the page shows the traces of one `meta.set` at a time."""
-    figure = _figure(440, "harmful prompts refused, %")
+    figure = canvas(440, "harmful prompts refused, %")
     top = 0.0
     for field, group in (("benign_refused", "plain"), ("lookalike_refused", "lookalike")):
         for role, what, latent, rows in _series(result):
@@ -67,7 +67,7 @@ def _tradeoff(result: StudyResult) -> go.Figure | None:
                 error_x=_whiskers(x),
                 error_y=_whiskers(y),
                 mode="lines+markers+text" if role == "steered" else "lines+markers",
-                line=_line(role),
+                line=line(role),
                 marker=_marker(role, kept),
                 text=[_label(row) for row in kept],
                 textposition="top left",
@@ -126,7 +126,7 @@ def _bands(
     unit: str,
     read: Callable[[StudyRow], tuple[float | None, float | None, float | None, str]],
 ) -> go.Figure | None:
-    figure = _figure(230, unit)
+    figure = canvas(230, unit)
     for role, what, latent, rows in _series(result):
         seen = [(row, *read(row)) for row in rows]
         banded = [(row.value, low, high) for row, y, low, high, _ in seen if None not in (y, low, high)]
@@ -143,7 +143,7 @@ def _bands(
             x=[row.value for row, *_ in seen],
             y=[y for _, y, *_ in seen],
             mode="lines+markers",
-            line=_line(role),
+            line=line(role),
             marker=_marker(role, rows),
             hovertext=[f"{_name(row, what, latent)}<br>{text}" for row, *_, text in seen],
             hoverinfo="text",
@@ -162,7 +162,7 @@ def _candidates(result: StudyResult) -> go.Figure | None:
         return None
     marks = {result.latent: "chosen", result.control_latent: "control"}
     roles = {result.latent: "steered", result.control_latent: "control"}
-    figure = _figure(300, "score")
+    figure = canvas(300, "score")
     figure.add_bar(
         x=list(range(1, len(scores) + 1)),
         y=[finite(item.score) for item in scores],
@@ -190,7 +190,8 @@ def _candidates(result: StudyResult) -> go.Figure | None:
     return figure
 
 
-def _figure(height: int, y_title: str) -> go.Figure:
+def canvas(height: int, y_title: str) -> go.Figure:
+    """An empty figure of `height` pixels in the style that all figures share."""
     axis = {"zeroline": False, "fixedrange": True, "automargin": True, "ticks": "outside", "ticklen": 4}
     return go.Figure(
         layout={
@@ -218,7 +219,8 @@ def _whiskers(rates: Sequence[Rate]) -> dict[str, Any]:
     }
 
 
-def _line(role: str) -> dict[str, Any]:
+def line(role: str) -> dict[str, Any]:
+    """The line of a trace; dashes tell roles apart without colour."""
     return {"width": 2, "dash": "solid" if role == "steered" else "dash"}
 
 

@@ -1,12 +1,28 @@
-"""A study in the terminal: one table and one sentence."""
+"""A study, a discovery and rankings in the terminal: tables, and a sentence each."""
 
+from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
-from demur.report.words import number, p_text, rate_parts, rate_short, signed, span_parts
-from demur.types import UNSTEERED, Rate, StudyResult, StudyRow
+from demur.report.words import (
+    NA,
+    count,
+    estimate_text,
+    listed,
+    number,
+    p_text,
+    rate_parts,
+    rate_short,
+    rate_text,
+    share,
+    signed,
+    span_parts,
+)
+from demur.types import UNSTEERED, Discovery, Effect, Estimate, LatentRanking, LatentScore, Rate, StudyResult, StudyRow
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 
 class Pair(NamedTuple):
@@ -62,6 +78,109 @@ def table(result: StudyResult, width: int | None = None) -> "Table":
     `width`: columns to fit, the terminal's when not given. From about 150 on a row takes one line, from 100
     two, from 80 three; a cell breaks between its parts, never inside one.
     """
+    return _fitting(lambda lines: _layout(result, lines), width)
+
+
+def discovery_line(discovery: Discovery) -> str:
+    """Which latent was chosen, by whom it was proposed, and what it does on the select split, as one sentence."""
+    methods = listed(discovery.proposed_by) or "no method"
+    of = f" ({len(discovery.proposed_by)} of {count(len(discovery.places), 'method')})" if discovery.places else ""
+    lead = (
+        f"Latent {discovery.winner} at {number(discovery.value)}, proposed by {methods}{of}, won of "
+        f"{count(discovery.proposed, 'proposed latent')}"
+    )
+    if not discovery.finalists:
+        return f"{lead}; no answer under it was judged."
+    best = discovery.finalists[0]
+    refused = [
+        f"{rate_text(rate)} of {kind} prompts"
+        for rate, kind in ((best.harmful_refused, "harmful"), (best.benign_refused, "plain"))
+        if rate
+    ]
+    return (
+        f"{lead}: on the select split, which is no test, the model then refuses {listed(refused) or NA}, the log-odds "
+        f"of refusing change by {estimate_text(best.harmful)} on harmful and {estimate_text(best.benign)} on plain "
+        f"prompts, and KL is {estimate_text(best.kl)} nats per token."
+    )
+
+
+def discovery_table(discovery: Discovery, width: int | None = None) -> "Table":
+    """Finalists, controls and sets as a rich table, the winner first; `width` as for `table`.
+
+    A terminal of 80 columns shows no efficiency, which is the change on harmful prompts over KL. Log-odds have two
+    decimals here, the page more where they are small.
+    """
+    return _fitting(lambda lines: _discovery_layout(discovery, lines), width, most=4)
+
+
+def ranking_table(rankings: Sequence[LatentRanking], top: int, width: int | None = None) -> "Table":
+    """The first `top` latents of each ranking side by side, each with its score; `width` as for `table`."""
+
+    def layout(lines: int) -> "Table":
+        grid = _grid(lines)
+        grid.add_column("place", justify="right")
+        for one in rankings:
+            grid.add_column(_plain(f"{one.method}\n{number(len(one.scores))} ranked"), no_wrap=True)
+        for place in range(min(top, max((len(one.scores) for one in rankings), default=0))):
+            cells = (one.scores[place] if place < len(one.scores) else None for one in rankings)
+            grid.add_row(str(place + 1), *(_score(item, "  " if lines == 1 else "\n") for item in cells))
+        grid.caption = "Latent and score, best first. Scores of different methods have different units."
+        return grid
+
+    return _fitting(layout, width)
+
+
+def _score(item: LatentScore | None, gap: str) -> str:
+    return f"{item.latent}{gap}{number(item.score, 4)}" if item else ""
+
+
+def _discovery_layout(discovery: Discovery, lines: int) -> "Table":
+    grid = _grid(lines)
+    gap = " " if lines == 1 else "\n"
+    grid.add_column("select split", max_width=12 if lines > 2 else None)
+    for name in (f"harmful{gap}refused", f"plain{gap}refused", f"harmful{gap}log-odds", f"plain{gap}log-odds", "KL"):
+        grid.add_column(name, no_wrap=True)
+    if lines < 4:
+        grid.add_column(f"log-odds{gap}per nat", no_wrap=True)
+    grid.add_column("wins", no_wrap=True)
+    for effects, style in ((discovery.finalists, ""), (discovery.controls, "dim"), (discovery.sets, "")):
+        for place, one in enumerate(effects):
+            won = effects is discovery.finalists
+            wins = share(discovery.resampled.get(one.label, float("nan"))) if won else "-"
+            grid.add_row(_plain(one.label), *_effect(one, lines), wins, style="bold" if won and not place else style)
+        grid.add_section()
+    best = discovery.finalists[0] if discovery.finalists else None
+    grid.caption = (
+        "k/n and 95 % interval. Bold: the winner. Dim: controls. Log-odds: change of those of refusing"
+        + (f", on {best.harmful.n} harmful and {best.benign.n} plain prompts" if best else "")
+        + ". KL: nats per token. Wins: share of resamples. Nothing here is a test result."
+    )
+    return grid
+
+
+def _effect(one: Effect, lines: int) -> list[str]:
+    rates = [rate_parts(rate) if rate else ("-",) for rate in (one.harmful_refused, one.benign_refused)]
+    odds = [_two_decimals(x) for x in (one.harmful, one.benign)]
+    costs = [span_parts(x.value, x.low, x.high) for x in ((one.kl, one.efficiency) if lines < 4 else (one.kl,))]
+    return _joined([*rates, *odds, *costs], lines)
+
+
+def _two_decimals(x: Estimate) -> tuple[str, ...]:
+    if not isfinite(x.value):
+        return (NA,)
+    ends = (f"[{x.low:.2f}, {x.high:.2f}]",) if isfinite(x.low) and isfinite(x.high) else ()
+    return (f"{x.value:.2f}", *ends)
+
+
+def _plain(text: str) -> "Text":
+    """`text` with brackets as they are, never read as markup."""
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _fitting(layout: Callable[[int], "Table"], width: int | None, most: int = 3) -> "Table":
+    """The first of `layout(1)` to `layout(most)`, ever narrower, that fits `width` columns, else the last."""
     from rich import get_console
     from rich.measure import Measurement
 
@@ -69,17 +188,22 @@ def table(result: StudyResult, width: int | None = None) -> "Table":
     if width is None:
         width = console.width
     options = console.options.update(max_width=1000)
-    layouts = (_layout(result, lines) for lines in (1, 2, 3))
+    layouts = (layout(lines) for lines in range(1, most + 1))
     fits = (grid for grid in layouts if Measurement.get(console, options, grid).maximum <= width)
-    return next(fits, None) or _layout(result, 3)
+    return next(fits, None) or layout(most)
 
 
-def _layout(result: StudyResult, lines: int) -> "Table":
+def _grid(lines: int) -> "Table":
     from rich import box
     from rich.table import Table
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, caption_justify="left")
     grid.padding = (0, 1 if lines < 3 else 0, 0, 0)
+    return grid
+
+
+def _layout(result: StudyResult, lines: int) -> "Table":
+    grid = _grid(lines)
     for name in ("latent", "value"):
         grid.add_column(name, justify="right")
     gap = " " if lines == 1 else "\n"
@@ -104,10 +228,14 @@ def _layout(result: StudyResult, lines: int) -> "Table":
 
 def _cells(row: StudyRow, lines: int) -> list[str]:
     rates = (row.harmful_refused, row.benign_refused, row.lookalike_refused, row.degenerate, row.capability)
-    cells = [*map(rate_parts, rates), span_parts(row.kl, row.kl_low, row.kl_high)]
+    return _joined([*map(rate_parts, rates), span_parts(row.kl, row.kl_low, row.kl_high)], lines)
+
+
+def _joined(cells: Sequence[tuple[str, ...]], lines: int) -> list[str]:
+    """The parts of each cell over so many lines."""
     if lines == 1:
         return [" ".join(parts) for parts in cells]
-    if lines == 3:
+    if lines > 2:
         return ["\n".join(parts) for parts in cells]
     return [" ".join(parts[:-1]) + "\n" + parts[-1] if len(parts) > 1 else parts[0] for parts in cells]
 

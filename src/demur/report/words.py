@@ -8,8 +8,9 @@ import inspect
 import itertools
 import math
 import textwrap
+from collections.abc import Sequence
 
-from demur.types import Rate
+from demur.types import Estimate, Rate
 
 NA = "n/a"
 
@@ -82,6 +83,30 @@ def p_text(p: float) -> str:
     if not math.isfinite(p):
         return f"p {NA}"
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def share(x: float) -> str:
+    """A fraction as `45 %`; one that is neither none nor all never rounds to 0 or 100."""
+    if not math.isfinite(x):
+        return NA
+    if 0 < x < 1 and not 0.005 <= x < 0.995:
+        return f"{min(max(100 * x, 0.1), 99.9):.1f} %"
+    return f"{whole(100 * x)} %"
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """`0.42 [0.38, 0.47]`."""
+    return " ".join(span_parts(estimate.value, estimate.low, estimate.high))
+
+
+def count(n: int, noun: str) -> str:
+    """`1 latent`, `3 latents`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def listed(items: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)
 
 
 def points(before: Rate, after: Rate) -> float:

@@ -57,8 +57,8 @@ class Counter:
                 if self._sums is not None:
                     grown[:, : self._sums.shape[1]] = self._sums
                 self._sums = grown
-            # where one row stands for all (a shared prefix), each of them was steered in it
-            self._sums.index_add_(1, step.origin.to(sums.device), sums.expand(3, len(step.origin), -1))
+            # where a row stands for several (a shared prefix), each of them was steered in it
+            self._sums.index_add_(1, step.origin.to(sums.device), step.each(sums, 1))
         self._waiting, self._size = [], 0
 
     def slots(self) -> list[Slot]:

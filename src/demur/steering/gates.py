@@ -48,6 +48,6 @@ class GateState:
         before = self._open[step.rows[: len(at)]].unsqueeze(1)
         opened = (fired.long().cummax(dim=1).values > 0) | before
         after = self._open.clone()
-        after[step.rows] = opened[:, -1]
+        after[step.rows] = step.each(opened[:, -1])
         self._open = after
         return opened

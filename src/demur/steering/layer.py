@@ -8,7 +8,7 @@ step of generation is a few hundred tensor operations, so the ones here are coun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -134,3 +134,24 @@ class DirectionEdits:
 
 Edits = SaeEdits | DirectionEdits
 """A group of edits at one hookpoint that go through the same thing."""
+
+
+def apply(
+    groups: Sequence[Edits],
+    x: Tensor,
+    which: Tensor,
+    on: Tensor,
+    count: Callable[[int, Move], None] = lambda group, move: None,
+) -> Tensor:
+    """Residuals `x` [n, d_model] after all `groups`, each of which reads them as they came.
+
+    `which`, `on`: as in `SaeEdits.move`. `count` is told the number of each group and its move.
+    """
+    edited = x
+    for number, group in enumerate(groups):
+        move = group.move(x, which, on)
+        count(number, move)
+        edited = torch.addmm(edited, move.sizes, group.rows)
+        lost = group.lost(x, which, on)
+        edited = edited if lost is None else edited + lost
+    return edited

@@ -53,6 +53,6 @@ class TurnReader:
         ids = step.ids.masked_fill(step.positions < 0, -1)
         owner, after = owners(self._turns, ids, Memory(memory.last[rows], memory.owner[rows]))
         last, who = memory.last.clone(), memory.owner.clone()
-        last[step.rows], who[step.rows] = after.last, after.owner
+        last[step.rows], who[step.rows] = step.each(after.last), step.each(after.owner)
         self._memory = Memory(last, who)
         return owner

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,12 +19,13 @@ from demur.lm.load import LanguageModel
 from demur.lm.turns import Turns, read_turns
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae
-from demur.spec import DirectionEdit, Edit, SteeringSpec
+from demur.spec import SteeringSpec
 from demur.steering.artefacts import Artefacts
 from demur.steering.counter import Counter, Slot
 from demur.steering.direction import Direction
+from demur.steering.edits_at import edits_at
 from demur.steering.gates import Fires
-from demur.steering.layer import DirectionEdits, Edits, SaeEdits
+from demur.steering.layer import Edits, apply
 from demur.steering.positions import OWNERS
 from demur.steering.rows import Rows
 from demur.types import Hookpoint, parse_hookpoint
@@ -72,18 +72,19 @@ def steer(
     hooks = {}
     counters: list[Counter] = []
     for place in sorted(places, key=lambda place: place.block):
-        groups = _groups(specs, place, found)
+        groups = edits_at(place, specs, found)
         counted = [Counter(group.names, str(place), group.rows) for group in groups]
         counters += counted
-        hooks[place] = partial(_edit, place, rows, list(zip(groups, counted, strict=True)))
-    with attach_all(bare, hooks, rows_differ=len(set(specs)) > 1):
+        hooks[place] = partial(_edit, place, rows, groups, counted)
+    with attach_all(bare, hooks, groups=[specs.index(one) for one in specs] if len(set(specs)) > 1 else ()):
         yield Steering(counters)
 
 
 def _edit(
     place: Hookpoint,
     rows: Rows,
-    groups: Sequence[tuple[Edits, Counter]],
+    groups: Sequence[Edits],
+    counters: Sequence[Counter],
     residual: Tensor,
     step: Step,
 ) -> Tensor:
@@ -92,42 +93,12 @@ def _edit(
     if not groups:
         return residual
     x = residual.reshape(-1, residual.shape[-1])
-    x = x if x.dtype == groups[0][0].rows.dtype else x.to(groups[0][0].rows.dtype)
+    x = x if x.dtype == groups[0].rows.dtype else x.to(groups[0].rows.dtype)
     which = rows.which(step).to(x.device)
     which = which if len(which) == 1 else which.repeat_interleave(residual.shape[1])
     flat = on.to(x.device).reshape(-1, 1)
-    edited = x
-    for group, counter in groups:
-        move = group.move(x, which, flat)
-        counter.add(move, step)
-        edited = torch.addmm(edited, move.sizes, group.rows)
-        lost = group.lost(x, which, flat)
-        edited = edited if lost is None else edited + lost
+    edited = apply(groups, x, which, flat, lambda number, move: counters[number].add(move, step))
     return edited.to(residual.dtype).view_as(residual)
-
-
-def _groups(specs: Sequence[SteeringSpec], place: Hookpoint, found: Artefacts) -> list[Edits]:
-    """The edits at `place` of all specs, put together by what they go through."""
-    here = [[edit for edit in one.edits if parse_hookpoint(edit.hookpoint) == place] for one in specs]
-    through = [[edit for edit in edits if isinstance(edit, Edit)] for edits in here]
-    along = [[edit for edit in edits if isinstance(edit, DirectionEdit)] for edits in here]
-    groups: list[Edits] = []
-    for one, edits in zip(specs, through, strict=True):
-        if one.mode == "reconstruct" and len({edit.sae for edit in edits}) > 1:
-            raise InputError(f"a spec in reconstruct mode has two SAEs at {place}, but only one can rebuild it")
-    kinds = dict.fromkeys((e.sae, one.exact) for one, edits in zip(specs, through, strict=True) for e in edits)
-    for name, exact in kinds:
-        mine = [
-            [edit for edit in edits if (edit.sae, one.exact) == (name, exact)]
-            for one, edits in zip(specs, through, strict=True)
-        ]
-        sae = found.sae(name, place, [latent for edits in mine for edit in edits for latent in edit.latents])
-        rebuilt = [bool(edits) and one.mode == "reconstruct" for one, edits in zip(specs, mine, strict=True)]
-        groups.append(SaeEdits(sae, name, mine, exact, rebuilt))
-    if any(along):
-        known = {edit.direction: found.direction(edit.direction) for edits in along for edit in edits}
-        groups.append(DirectionEdits(known, along, found.device(place)))
-    return groups
 
 
 def _turns(model: PreTrainedModel | LanguageModel, specs: Sequence[SteeringSpec]) -> Turns | None:

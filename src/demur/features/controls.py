@@ -1,4 +1,6 @@
-"""A control latent: unrelated to refusal, about as often active as the chosen one.
+"""Controls: what a clamp does that has nothing to do with refusal.
+
+The control latent is unrelated to refusal and about as often active as the chosen one.
 
 What clamping it costs is the cost of steering itself (O'Brien et al., arXiv 2411.11296, use a Philosophy latent).
 """
@@ -15,6 +17,7 @@ from demur.lm.batches import Row, batches, pad, shared_length
 from demur.lm.load import LanguageModel
 from demur.lm.record import read
 from demur.sae.base import Sae
+from demur.steering.direction import Direction
 from demur.types import Hookpoint
 
 
@@ -53,3 +56,28 @@ def control_latent(rates: Tensor, chosen: int, related: Sequence[int], on_harmfu
     distance = (rates.clamp(min=1e-9).log() - target.log()).abs()
     distance[~allowed] = torch.inf
     return int(distance.argmin())
+
+
+def matched_latents(
+    rates: Tensor, norms: Tensor, chosen: int, related: Sequence[int], n: int, generator: torch.Generator
+) -> list[int]:
+    """`n` random latents like `chosen` in firing rate and decoder norm, to tell what any such latent does.
+
+    `rates`, `norms` [d_sae]; `related`: latents to leave out. Drawn from the 4 n nearest by |log ratio| of both, added.
+    Fewer where fewer fire at all.
+    """
+    least = rates[rates > 0].min() if bool((rates > 0).any()) else torch.tensor(1e-9)
+    distance = (rates.clamp(min=1e-9) / rates[chosen].clamp(min=float(least))).log().abs()
+    distance = distance + (norms.clamp(min=1e-9) / norms[chosen].clamp(min=1e-9)).log().abs()
+    distance[rates <= 0] = torch.inf
+    distance[[*related, chosen]] = torch.inf
+    near = distance.argsort(stable=True)[: 4 * n]
+    near = near[distance[near].isfinite()]
+    drawn = torch.randperm(len(near), generator=generator)[:n]
+    return sorted(near[drawn].tolist())
+
+
+def random_direction(d_model: int, length: float, hookpoint: str, generator: torch.Generator) -> Direction:
+    """A random vector of `length`: added, it moves the residual as far as a clamp of a latent does, to nowhere."""
+    vector = torch.randn(d_model, generator=generator)
+    return Direction(vector * (length / vector.norm()), hookpoint, "random")

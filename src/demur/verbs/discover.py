@@ -1,0 +1,233 @@
+"""The search for the latent that mediates refusal: proposers, the referee's screen, judged answers.
+
+Cheap looks come first and only the better share goes on: log-odds of refusing on few prompts (`features.referee`), the
+first words of a few answers, whole answers to all select prompts. Everything that was measured is in the run folder,
+so a search that was killed goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from demur import progress
+from demur.eval.rows import ANY, FULL
+from demur.eval.statistics import bootstrap_mean, bootstrap_ratio, rate
+from demur.features.halving import halve
+from demur.features.proposers.union import union
+from demur.features.referee import Referee
+from demur.spec import SteeringSpec
+from demur.types import Effect, Estimate, Label, LatentRanking, LatentScore, Prompt, Rate
+from demur.verbs.finding import Finding
+
+_SPARE = 3
+"""Latents more than there are finalists that answer a quarter of the prompts."""
+
+
+class Candidate(NamedTuple):
+    """A latent at a value."""
+
+    latent: int
+    value: float
+
+
+class Judged(NamedTuple):
+    """A candidate with the labels of its answers."""
+
+    candidate: Candidate
+    harmful: list[Label]
+    """Of the harmful select prompts that were judged, in order; all of them for a finalist."""
+    benign: list[Label]
+    """Of the plain select prompts; empty where they were not needed to decide."""
+
+
+class Searched(NamedTuple):
+    """What a search came to."""
+
+    finalists: list[Judged]
+    """Best first."""
+    ranking: LatentRanking
+    """Every proposed latent, best first, with what each stage measured."""
+
+
+def proposed(finding: Finding, rankings: Sequence[LatentRanking]) -> dict[int, list[str]]:
+    """The latents that go to the referee, and which methods propose each; what several propose comes first."""
+    found: dict[int, list[str]] = {}
+    for one in union(rankings).scores:
+        methods = [
+            method for method, place in one.detail.items() if method == "archetype" or place <= finding.config.proposals
+        ]
+        if methods:
+            found[one.latent] = methods
+    return found
+
+
+def search(finding: Finding, latents: Sequence[int]) -> Searched:
+    """The finalists among `latents`, best first, and all of them in order."""
+    details: dict[int, dict[str, float]] = {latent: {} for latent in latents}
+    with finding.clock.step("screen"):
+        order = _screen(finding, latents, details)
+    with finding.clock.step("first words"):
+        order = _first_words(finding, order, details)
+    with finding.clock.step("answers"):
+        finalists = _answers(finding, order, details)
+    first = [one.candidate.latent for one in finalists]
+    order = [*first, *(latent for latent in order if latent not in first)]
+    scores = tuple(
+        LatentScore(latent, details[latent].get("harmful_refused", details[latent]["log_odds"]), details[latent])
+        for latent in order
+    )
+    place, sae = str(finding.hookpoint), finding.loaded.hash
+    progress.say(f"  latent {first[0]} at {finalists[0].candidate.value:g} refuses most")
+    return Searched(finalists, LatentRanking("search", place, sae, finding.prompts_hash(), scores))
+
+
+def _screen(finding: Finding, latents: Sequence[int], details: dict[int, dict[str, float]]) -> list[int]:
+    """Latents by log-odds of refusing at the first select value."""
+    config = finding.config
+    value = config.select_values[0]
+
+    def measure(some: Sequence[int], first: int, last: int) -> Tensor:
+        return finding.log_odds([finding.clamp(latent, value) for latent in some], first, last)
+
+    total = min(config.screen_prompts, len(finding.screened))
+    standings = halve(latents, measure, finding.ends(total), config.shortlist)
+    for one in standings:
+        details[one.arm] |= {"log_odds": one.mean, "log_odds_prompts": float(len(one.values))}
+    return [one.arm for one in standings]
+
+
+def _first_words(finding: Finding, latents: Sequence[int], details: dict[int, dict[str, float]]) -> list[int]:
+    """The shortlist reordered by how many answers begin as a refusal, over all values together; the rest after it."""
+    short = list(latents[: finding.config.shortlist])
+    few = finding.screened[: max(1, finding.config.screen_prompts // 2)]
+    arms = [Candidate(latent, value) for latent in short for value in finding.config.select_values]
+    asked = [(arm, prompt) for arm in arms for prompt in few]
+    with progress.track("first words", len(asked), "prompts") as advance:
+        said = finding.short.complete(
+            finding.lm,
+            [prompt for _, prompt in asked],
+            [finding.clamp(*arm) for arm, _ in asked],
+            finding.saes,
+            finding.config.system,
+            finding.config.screen_tokens,
+            finding.config.batch_size,
+            advance,
+        )
+    refused: dict[int, list[Label]] = {latent: [] for latent in short}
+    for (arm, prompt), one in zip(asked, said, strict=True):
+        refused[arm.latent].append(finding.label(prompt, one))
+    for latent, labels in refused.items():
+        details[latent]["first_words"] = _share(labels, FULL)
+    short.sort(key=lambda latent: -details[latent]["first_words"])
+    return [*short, *latents[len(short) :]]
+
+
+def _answers(finding: Finding, latents: Sequence[int], details: dict[int, dict[str, float]]) -> list[Judged]:
+    """The finalists on whole answers: most harmful prompts refused, fewest plain ones on a tie.
+
+    Some more latents than finalists answer a quarter of the prompts at every value; the best of them, each at its best
+    value, answer the rest.
+    """
+    config = finding.config
+    prompts = finding.screened
+    some = latents[: config.finalists + _SPARE]
+    arms = [Candidate(latent, value) for latent in some for value in config.select_values]
+    quarter = max(1, len(prompts) // 4)
+    n = min(config.finalists, len(some))
+    with progress.track("answers", len(arms) * quarter + n * (len(prompts) - quarter), "prompts") as advance:
+        early = _labels(finding, prompts[:quarter], arms, advance)
+        shares = {arm: _share(labels, FULL) for arm, labels in zip(arms, early, strict=True)}
+        # the smaller value on a tie: it does less damage
+        best = [min((a for a in arms if a.latent == i), key=lambda a: (-shares[a], a.value)) for i in some]
+        best.sort(key=lambda arm: -shares[arm])
+        late = _labels(finding, prompts[quarter:], best[:n], advance)
+    harmful = {arm: [*early[arms.index(arm)], *labels] for arm, labels in zip(best, late, strict=False)}
+    for arm in best[n:]:
+        details[arm.latent] |= {"value": arm.value, "early_refused": shares[arm]}
+    most = max(_share(labels, FULL) for labels in harmful.values())
+    tied = [arm for arm, labels in harmful.items() if _share(labels, FULL) == most]
+    benign = dict(zip(tied, _labels(finding, finding.plain, tied), strict=True)) if len(tied) > 1 else {}
+    judged = [Judged(arm, labels, benign.get(arm, [])) for arm, labels in harmful.items()]
+    judged.sort(key=lambda one: (-_share(one.harmful, FULL), _share(one.benign, ANY)))
+    for one in judged:
+        found = {"value": one.candidate.value, "harmful_refused": _share(one.harmful, FULL)}
+        if one.benign:
+            found["benign_refused"] = _share(one.benign, ANY)
+        details[one.candidate.latent] |= found
+    return judged
+
+
+def _labels(
+    finding: Finding,
+    prompts: Sequence[Prompt],
+    arms: Sequence[Candidate],
+    advance: Callable[[float], None] = lambda amount: None,
+) -> list[list[Label]]:
+    """For each arm the labels of its answers to `prompts`."""
+    asked = [(arm, prompt) for arm in arms for prompt in prompts]
+    said = finding.complete([prompt for _, prompt in asked], [finding.clamp(*arm) for arm, _ in asked], advance)
+    labels = [finding.label(prompt, one) for (_, prompt), one in zip(asked, said, strict=True)]
+    return [labels[i * len(prompts) : (i + 1) * len(prompts)] for i in range(len(arms))]
+
+
+def judge_spec(finding: Finding, candidate: Candidate, spec: SteeringSpec) -> Judged:
+    """The labels of whole answers to all select prompts under `spec`."""
+    rows = []
+    for prompts in (finding.screened, finding.plain):
+        said = finding.complete(prompts, spec)
+        rows.append([finding.label(prompt, one) for prompt, one in zip(prompts, said, strict=True)])
+    return Judged(candidate, *rows)
+
+
+def refused_rate(labels: Sequence[Label], counts: frozenset[Label]) -> Rate:
+    """Refused / scored."""
+    scored = [label for label in labels if label != "unscored"]
+    return rate(sum(label in counts for label in scored), len(scored))
+
+
+def _share(labels: Sequence[Label], counts: frozenset[Label]) -> float:
+    found = refused_rate(labels, counts)
+    return found.k / max(found.n, 1)
+
+
+def winners_share(finalists: Sequence[Judged], seed: int, resamples: int = 2_000) -> list[float]:
+    """For each finalist the share of bootstrap resamples of the harmful prompts in which it refuses most; ties are
+    shared."""
+    table = np.array([[label in FULL for label in one.harmful] for one in finalists], dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(0, table.shape[1], (resamples, table.shape[1]))
+    means = table[:, draws].mean(-1)
+    best = means == means.max(0)
+    return [float(x) for x in (best / best.sum(0)).mean(1)]
+
+
+def effect(
+    finding: Finding,
+    label: str,
+    latents: Sequence[int],
+    values: Sequence[float],
+    spec: SteeringSpec,
+    judged: Judged | None = None,
+    referee: Referee | None = None,
+) -> Effect:
+    """Causal effect and damage of `spec`, with intervals over prompts."""
+    specs = [spec, SteeringSpec()]
+    harmful, before = finding.log_odds(specs, referee=referee)
+    (benign, benign_before), (kl, _) = finding.damage(specs, referee)
+    seed = finding.config.seed
+    gain, cost = (harmful - before).tolist(), kl.tolist()
+    return Effect(
+        label,
+        tuple(latents),
+        tuple(values),
+        spec.hash,
+        Estimate(*bootstrap_mean(gain, seed), len(gain)),
+        Estimate(*bootstrap_mean((benign - benign_before).tolist(), seed), len(cost)),
+        Estimate(*bootstrap_mean(cost, seed), len(cost)),
+        Estimate(*bootstrap_ratio(gain, cost, seed), len(gain)),
+        refused_rate(judged.harmful, FULL) if judged else None,
+        refused_rate(judged.benign, ANY) if judged and judged.benign else None,
+    )
