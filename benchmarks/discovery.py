@@ -1,6 +1,6 @@
 """Discovery against the plain loop, on the embedded model: how much faster, and is the latent as good?
 
-    python benchmarks/discovery.py [--json] [--out build/discovery-benchmark] [--own 6]
+    python benchmarks/discovery.py [--json] [--set-size 3] [--out build/discovery-benchmark] [--own 6]
 
 The plain loop is the paper's: every archetypal candidate is clamped at 12, transformers' own `generate` answers 32
 harmful and 32 plain select prompts with 24 new tokens, all in one batch, and each answer is judged. It runs under
@@ -34,7 +34,7 @@ from demur.lm.generate import AS_ASKED, generate
 from demur.record import from_json, read_json, to_json
 from demur.spec import SteeringSpec
 from demur.steering.steer import steer
-from demur.types import Completion, Discovery, LatentRanking, Prompt
+from demur.types import Completion, Discovery, Effect, LatentRanking, Prompt
 from demur.verbs.config import DiscoveryConfig
 from demur.verbs.finding import Finding
 from demur.verbs.select import begin, found
@@ -147,10 +147,11 @@ def main() -> None:
     config = DiscoveryConfig(max_new_tokens=TOKENS, select_prompts=PROMPTS)
     with progress.shown():
         result = run(config, options.out, options.own, options.set_size)
-    for key, value in result.items():
-        print(f"{key:22} {json.dumps(value)}" if not options.json else "", end="\n" if not options.json else "")
     if options.json:
         print(json.dumps(result))
+    else:
+        for key, value in result.items():
+            print(f"{key:22} {json.dumps(value)}")
 
 
 def run(config: DiscoveryConfig, out: Path, own: int, set_size: int) -> dict[str, Any]:
@@ -192,22 +193,34 @@ def run(config: DiscoveryConfig, out: Path, own: int, set_size: int) -> dict[str
         },
     }
     if discovery.sets:
-        result["sets"] = [set_against_single(finding, effect, mine) for effect in discovery.sets]
+        result["sets"] = [
+            set_against_single(finding, effect, alone, base)
+            for effect, alone in zip(discovery.sets, discovery.singles, strict=True)
+        ]
     return result
 
 
-def set_against_single(finding: Finding, effect: Any, single: dict[str, list[str]]) -> dict[str, Any]:
-    """A set of latents against the single latent on the test prompts."""
-    said = held_out(finding, finding.clamp(effect.latents, effect.values))
+def set_against_single(finding: Finding, effect: Effect, alone: Effect, base: dict[str, list[str]]) -> dict[str, Any]:
+    """A set of latents against the single latent on the test prompts, at equal harmful refusals on the select split."""
+    value = alone.values[0]
+    single = held_out(finding, finding.clamp(alone.latents, alone.values))
+    several = held_out(finding, finding.clamp(effect.latents, effect.values))
+    _, kl = finding.damage([finding.clamp(alone.latents, alone.values), finding.clamp(effect.latents, effect.values)])
     return {
         "label": effect.label,
         "latents": effect.latents,
         "values": effect.values,
-        "harmful": share(said["harmful"], FULL),
-        "plain": share(said["plain"], ANY),
-        "harmful_over_single": paired(single["harmful"], said["harmful"], FULL),
-        "plain_over_single": paired(single["plain"], said["plain"], ANY),
-        "kl": to_json(effect.kl),
+        "single_value": value,
+        "harmful": share(several["harmful"], FULL),
+        "plain": share(several["plain"], ANY),
+        "single_harmful": share(single["harmful"], FULL),
+        "single_plain": share(single["plain"], ANY),
+        "harmful_over_unsteered": paired(base["harmful"], several["harmful"], FULL),
+        "harmful_over_single": paired(single["harmful"], several["harmful"], FULL),
+        "plain_over_single": paired(single["plain"], several["plain"], ANY),
+        "kl": float(kl[1].mean()),
+        "single_kl": float(kl[0].mean()),
+        "kl_over_single": bootstrap_mean((kl[1] - kl[0]).tolist())._asdict(),
     }
 
 

@@ -69,7 +69,7 @@ def discovery(**changes: Any) -> Discovery:
         },
         resampled={"latent 957 at 8": 0.712, "latent 12 at 8": 0.2879, "latent 40 at 4": 0.0001},
         proposed=120, openings=("I'm sorry", "I can't\n"),
-        finalists=finalists, controls=controls, sets=sets, curve=curve,
+        finalists=finalists, controls=controls, sets=sets, singles=finalists[:1] * 3, curve=curve,
         ranking=LatentRanking("search", "layers.14.resid_post", "8c1f", "5f2e", tuple(scores)),
         seconds={"screen": 41.0, "answers": 160.0}, notes=("Half of the harmful prompts were refused anyway.",),
     )  # fmt: skip
@@ -81,8 +81,8 @@ def bare() -> Discovery:
     hole = Effect("latent 5 at 8", (5,), (8.0,), "s", NOTHING, NOTHING, NOTHING, NOTHING, EMPTY, None)
     ranking = replace(discovery().ranking, scores=())
     nothing: dict[str, Any] = {"places": {}, "agreement": {}, "stability": {}, "resampled": {}, "seconds": {}}
-    return Discovery(5, NAN, (), **nothing, proposed=1, openings=(), finalists=(hole,), controls=(), sets=(), curve=(),
-                     ranking=ranking)  # fmt: skip
+    return Discovery(5, NAN, (), **nothing, proposed=1, openings=(), finalists=(hole,), controls=(), sets=(),
+                     singles=(), curve=(), ranking=ranking)  # fmt: skip
 
 
 def printed(table: Table, width: int) -> str:
@@ -155,10 +155,10 @@ def test_sentences_say_what_the_numbers_say() -> None:
 def test_sets_are_compared_only_where_they_refuse_as_much() -> None:
     found = discovery()
     two, three, four = (against_single(one, found.finalists[0]) for one in found.sets)
-    assert two.startswith("set of 2: refuses more harmful prompts than latent 957 at 8, 88 % (21/24) [69, 96] against")
+    assert two.startswith("set of 2 against latent 957 at 8: harmful prompts refused 88 % (21/24) [69, 96] against")
     assert "Plain refused lower: cannot tell, the intervals overlap (4 % (1/24) [1, 20] against 4 %" in two
     assert "KL lower: yes (0.10 [0.00, 0.20] against 0.41 [0.31, 0.51])." in two
-    assert "refuses as many harmful prompts as latent 957 at 8" in three
+    assert three.startswith("set of 3 against latent 957 at 8: harmful prompts refused 83 % (20/24)")
     assert "Plain refused lower: no, it is higher (83 %" in three
     assert "KL lower: no, it is higher" in three
     assert four.endswith("so costs are not compared.")
@@ -180,7 +180,8 @@ def test_intervals_stand_apart_or_not() -> None:
 def test_hostile_text_stays_text() -> None:
     bad = replace(discovery().finalists[0], label=HOSTILE, spec=HOSTILE)
     found = discovery(
-        openings=(HOSTILE,), notes=(HOSTILE,), finalists=(bad,), controls=(bad,), sets=(bad,), resampled={HOSTILE: 0.5},
+        openings=(HOSTILE,), notes=(HOSTILE,), finalists=(bad,), controls=(bad,), sets=(bad,), singles=(bad,),
+        resampled={HOSTILE: 0.5},
         proposed_by=(HOSTILE,), places={HOSTILE: 1}, agreement={HOSTILE: {HOSTILE: 1.0}},
         stability={HOSTILE: Stability(1.0, (1, 1))}, seconds={HOSTILE: 1.0},
         ranking=LatentRanking(HOSTILE, HOSTILE, HOSTILE, HOSTILE, (LatentScore(957, 1.0, {HOSTILE: 1.0}),)),
@@ -226,7 +227,7 @@ def test_what_was_not_measured_is_no_number() -> None:
 
 
 def test_without_sets_there_is_no_table_of_sets() -> None:
-    for found, there in ((discovery(), True), (discovery(sets=()), False)):
+    for found, there in ((discovery(), True), (discovery(sets=(), singles=()), False)):
         attributes = Reader(render_discovery(found, provenance())).attributes
         assert (("div", "aria-label", "Sets of latents") in attributes) == there
 

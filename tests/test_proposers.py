@@ -365,11 +365,12 @@ def output_score_by_hand(latent: int) -> float:
 
 def test_the_output_score_is_that_of_a_steered_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(refusal_lens(SETTING), torch.tensor([lens_by_hand(i) for i in range(96)]))
+    module = import_module("demur.features.proposers.output_score")
+    monkeypatch.setattr(module, "TRIED", 96)
     every = scores_of(output_score(SETTING))
     assert sorted(every) == list(range(96))
     for latent in range(0, 96, 7):
         assert every[latent] == pytest.approx(output_score_by_hand(latent), rel=5e-3)
-    module = import_module("demur.features.proposers.output_score")
     monkeypatch.setattr(module, "TRIED", 6)
     monkeypatch.setattr(module, "_CHUNK", 10)
     few = output_score(SETTING)

@@ -411,6 +411,9 @@ class Discovery:
     """Random latents matched on firing rate and decoder norm, the unrelated latent, a random direction."""
     sets: tuple[Effect, ...]
     """Small sets of latents, where they were asked for."""
+    singles: tuple[Effect, ...]
+    """For each set the winner at the smallest whole value at which it refuses as many harmful select prompts: what the
+    set is to be compared with."""
     curve: tuple[Effect, ...]
     """The winner at other values."""
     ranking: LatentRanking

@@ -2,7 +2,8 @@
 
 Every arm is measured on the same few prompts, the better share goes on to more (Jamieson and Talwalkar, AISTATS 2016).
 Between rounds an arm also leaves if it is surely worse than the worst that may stay: the 95 % interval of the paired
-difference lies below zero. Arms are compared by means over prompts; a mean says nothing about prompts of other kinds.
+difference (Student's t) lies below zero. Arms are compared by means over prompts; a mean says nothing about prompts of
+other kinds.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
+from scipy.stats import t as student_t
 from torch import Tensor
 
 Arm = TypeVar("Arm")
 ETA = 2
 """One in so many arms stays after each round."""
-_Z = 1.96
-_FEW = 8
-"""Prompts below which no arm leaves on account of its interval, which is then too narrow to be believed."""
+_FEW = 4
+"""Prompts below which no arm leaves on account of its interval."""
 
 
 class Standing(NamedTuple, Generic[Arm]):
@@ -69,5 +70,6 @@ def surely_worse(values: Tensor, other: Tensor) -> bool:
     difference = (values - other)[~(values - other).isnan()]
     if len(difference) < _FEW:
         return False
-    half = _Z * float(difference.std()) / len(difference) ** 0.5
+    n = len(difference)
+    half = float(student_t.ppf(0.975, n - 1)) * float(difference.std()) / n**0.5
     return bool(float(difference.mean()) + half < 0)

@@ -104,7 +104,7 @@ def _mean(
     for one in packs:
         value = measure(one, clamped(one, sae, latents, logs.exp())).sum() / n
         gradient += torch.autograd.grad(value, logs)[0]
-        total += float(value)
+        total += float(value.detach())
     return total, gradient
 
 

@@ -77,7 +77,7 @@ def section(discovery: Discovery) -> Section:
         openings=[visible(text) for text in discovery.openings],
         wins={one.label: words.share(discovery.resampled.get(one.label, float("nan"))) for one in discovery.finalists},
         against_controls=against_controls(winner, discovery.controls) if winner else [],
-        against_single=[against_single(one, winner) for one in discovery.sets] if winner else [],
+        against_single=[against_single(*pair) for pair in zip(discovery.sets, discovery.singles, strict=True)],
         methods=_methods(discovery),
         agreement=_agreement(discovery),
         candidates=candidates(discovery.ranking, marks | {discovery.winner: "chosen"}),
@@ -167,21 +167,19 @@ def against_controls(winner: Effect, controls: Sequence[Effect]) -> list[str]:
 
 
 def against_single(some: Effect, winner: Effect) -> str:
-    """Whether a set of latents that refuses as much as the winner costs less than the winner."""
+    """Whether a set of latents costs less than the winner at a value at which it refuses about as much."""
     one, other = some.harmful_refused, winner.harmful_refused
     if one is None or other is None or not one.n or not other.n:
         return f"{some.label}: cannot tell, as refusals of harmful prompts were not judged on both sides."
     rates = f"{words.rate_text(one)} against {words.rate_text(other)}"
-    if one.value < other.value:
+    if standing(one, other) == "below":
         return f"{some.label}: refuses fewer harmful prompts than {winner.label}, {rates}, so costs are not compared."
-    same = "as many" if one.value == other.value else "more"
     costs = [
         ("Plain refused", some.benign_refused, winner.benign_refused),
         ("KL", some.kl, winner.kl),
     ]
-    return (
-        f"{some.label}: refuses {same} harmful prompts {'than' if same == 'more' else 'as'} {winner.label}, {rates}. "
-        + (" ".join(f"{name} lower: {_lower(new, old)}." for name, new, old in costs))
+    return f"{some.label} against {winner.label}: harmful prompts refused {rates}. " + (
+        " ".join(f"{name} lower: {_lower(new, old)}." for name, new, old in costs)
     )
 
 

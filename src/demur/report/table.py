@@ -143,7 +143,11 @@ def _discovery_layout(discovery: Discovery, lines: int) -> "Table":
     if lines < 4:
         grid.add_column(f"log-odds{gap}per nat", no_wrap=True)
     grid.add_column("wins", no_wrap=True)
-    for effects, style in ((discovery.finalists, ""), (discovery.controls, "dim"), (discovery.sets, "")):
+    for effects, style in (
+        (discovery.finalists, ""),
+        (discovery.controls, "dim"),
+        ((*discovery.sets, *discovery.singles), ""),
+    ):
         for place, one in enumerate(effects):
             won = effects is discovery.finalists
             wins = share(discovery.resampled.get(one.label, float("nan"))) if won else "-"

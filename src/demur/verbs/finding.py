@@ -37,7 +37,7 @@ PLAIN_READ = 12
 ANSWER_TOKENS = 12
 """Tokens of those answers that damage is measured on."""
 _ANY_REFUSAL = "I'm sorry, but I can't help with that."
-_TOGETHER = 8
+_TOGETHER = 24
 """Specs measured between two writes to disk."""
 
 

@@ -5,6 +5,7 @@ Looks at the select split only. `found` does the work for `demur study` too, in 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 from demur import progress
 from demur.data.prompts import OWN, load_prompts, prompts_hash, take
 from demur.errors import InputError
+from demur.eval.rows import FULL
 from demur.features.controls import control_latent, firing_rates, matched_latents, random_direction
 from demur.features.proposers import METHODS
 from demur.features.sets import STEPS, grow, refine
@@ -25,7 +27,7 @@ from demur.sae.store import check_fits, load_sae
 from demur.spec import DirectionEdit, SteeringSpec
 from demur.types import Discovery, Effect, Intent, LatentRanking, Prompt, Run, Stability, parse_hookpoint
 from demur.verbs.config import DiscoveryConfig, PromptFile, Select
-from demur.verbs.discover import Candidate, Judged, effect, judge_spec, proposed, search, winners_share
+from demur.verbs.discover import Candidate, Judged, effect, judge_spec, proposed, refused_rate, search, winners_share
 from demur.verbs.finding import Finding
 from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash
 
@@ -115,10 +117,22 @@ def prompt_set(name: str, file: PromptFile, intent: Intent) -> list[Prompt]:
 def found(finding: Finding, set_size: int = 0) -> Discovery:
     """The whole discovery in the finding's run folder; steps that are there are not repeated."""
     path = finding.folder / "found.json"
-    if path.exists():
-        saved = from_json(Discovery, read_json(path), str(path))
-        if len(saved.sets) > 0 or not set_size:
-            return saved
+    if not path.exists():
+        write_json(path, _found(finding))
+    discovery = from_json(Discovery, read_json(path), str(path))
+    if not set_size:
+        return discovery
+    path = finding.folder / f"sets-{set_size}.json"
+    if not path.exists():
+        with finding.clock.step("sets"):
+            effects = _sets(finding, discovery.ranking, discovery.finalists[0], set_size)
+            singles = [_as_strong(finding, discovery, one) for one in effects]
+        write_json(path, {"sets": to_json(effects), "singles": to_json(singles)})
+    kept = {key: tuple(from_json(Effect, one, str(path)) for one in found) for key, found in read_json(path).items()}
+    return replace(discovery, sets=kept["sets"], singles=kept["singles"], seconds=finding.clock.seconds())
+
+
+def _found(finding: Finding) -> Discovery:
     clock, config = finding.clock, finding.config
     with clock.step("own refusals"):
         openings = finding.openings
@@ -136,11 +150,7 @@ def found(finding: Finding, set_size: int = 0) -> Discovery:
         controls = _controls(finding, winner, value, list(methods))
     with clock.step("stability"):
         stability = _stability(finding, rankings, winner)
-    sets: tuple[Effect, ...] = ()
-    if set_size:
-        with clock.step("sets"):
-            sets = _sets(finding, searched.ranking, finalists[0], set_size)
-    discovery = Discovery(
+    return Discovery(
         winner,
         value,
         tuple(methods[winner]),
@@ -152,14 +162,13 @@ def found(finding: Finding, set_size: int = 0) -> Discovery:
         tuple(str(finding.lm.tokenizer.decode(list(opening))) for opening in openings.tokens),
         finalists,
         controls,
-        sets,
+        (),
+        (),
         curve,
         searched.ranking,
         clock.seconds(),
         tuple(finding.notes),
     )
-    write_json(path, discovery)
-    return discovery
 
 
 def _effect_of(finding: Finding, one: Judged) -> Effect:
@@ -225,6 +234,18 @@ def _sets(finding: Finding, ranking: LatentRanking, single: Effect, size: int) -
         judged = judge_spec(finding, Candidate(last.latents[0], values[0]), made)
         effects.append(effect(finding, label, last.latents, values, made, judged))
     return tuple(effects)
+
+
+def _as_strong(finding: Finding, discovery: Discovery, some: Effect) -> Effect:
+    """The winner at the smallest whole value at which it refuses as large a share of harmful select prompts as `some`;
+    at its own value where none smaller does."""
+    assert some.harmful_refused is not None
+    for value in (*map(float, range(1, math.ceil(discovery.value))), discovery.value):
+        judged = judge_spec(finding, Candidate(discovery.winner, value), finding.clamp(discovery.winner, value))
+        if refused_rate(judged.harmful, FULL).value >= some.harmful_refused.value:
+            break
+    label = f"latent {discovery.winner} at {value:g}"
+    return effect(finding, label, [discovery.winner], [value], finding.clamp(discovery.winner, value), judged)
 
 
 def _stability(finding: Finding, rankings: Sequence[LatentRanking], winner: int) -> dict[str, Stability]:
