@@ -34,12 +34,13 @@ from demur.lm.generate import AS_ASKED, generate
 from demur.record import from_json, read_json, to_json
 from demur.spec import SteeringSpec
 from demur.steering.steer import steer
-from demur.types import Completion, Discovery, Effect, LatentRanking, Prompt
+from demur.types import Completion, Discovery, Effect, Intent, LatentRanking, Prompt
 from demur.verbs.config import DiscoveryConfig
 from demur.verbs.finding import Finding
 from demur.verbs.select import begin, found
 
 VALUE, TOKENS, PROMPTS = 12.0, 24, 32
+INTENTS: dict[str, Intent] = {"harmful": "harmful", "plain": "benign"}
 SEARCH = ("own refusals", "propose", "screen", "first words", "answers")
 
 
@@ -109,12 +110,8 @@ def own_loop(finding: Finding, latents: list[int]) -> float:
 
 def held_out(finding: Finding, spec: SteeringSpec) -> dict[str, list[str]]:
     """Labels of the answers to all test prompts, by set."""
-    found = {}
-    for name, intent in (("harmful", "harmful"), ("plain", "benign")):
-        prompts = take(load_prompts(name, intent), "test")
-        said = finding.complete(prompts, spec)
-        found[name] = [finding.label(prompt, one) for prompt, one in zip(prompts, said, strict=True)]
-    return found
+    sets = {name: take(load_prompts(name, intent), "test") for name, intent in INTENTS.items()}
+    return {name: finding.labels(prompts, [spec])[0] for name, prompts in sets.items()}
 
 
 def share(said: list[str], counts: frozenset[Any]) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """`demur rank` and `demur select`, whole, on a tiny random model."""
 
 import json
-import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killed import killed_after
 from tiny_study import write_tiny_study
 
-import demur.record
 from demur.cli.main import main
 from demur.data.prompts import load_prompts
 from demur.record import from_json, read_json
@@ -68,28 +67,13 @@ def test_no_test_prompt_is_looked_at(finished: Path) -> None:
         assert {split[one] for one in seen - {"archetype"}} == {"select"}
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing demur wrote catches it."""
-
-
 @pytest.mark.parametrize("after", [2, 9, 25, 60])
 def test_killed_at_any_write_it_goes_on_to_the_same_numbers(
     tiny: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    out, writes, real = tmp_path / "run", 0, os.fsync
-
-    def fsync(descriptor: int) -> None:
-        nonlocal writes
-        writes += 1
-        if writes > after:
-            raise Killed
-        real(descriptor)
-
+    out = tmp_path / "run"
     command = ["select", *tiny, "--set-size", "2", "--out", str(out)]
-    with monkeypatch.context() as patch:
-        patch.setattr(demur.record.os, "fsync", fsync)
-        with pytest.raises(Killed):
-            main(command)
+    killed_after(after, lambda: main(command), monkeypatch)
     assert not (out / "discovery.json").exists()
     assert main(command) == 0
     assert numbers(out) == numbers(finished)

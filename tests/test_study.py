@@ -1,7 +1,6 @@
 """`demur study` end to end on a tiny random model: complete, resumable, deterministic, and clear when it cannot."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killed import killed_after
 from tiny_study import STUDY, numbers, save_model, write_tiny_study
 
-import demur.record
 from demur.cli.main import main
 from demur.data.prompts import OWN, load_prompts
 from demur.record import from_json, read_json
@@ -100,33 +99,12 @@ def test_the_same_study_again_gives_the_same_verdicts(study_file: Path, finished
     assert same[0] == same[1]
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing demur wrote catches it."""
-
-
 @pytest.mark.parametrize("after", [1, 2, 3, 5, 8, 13, 21, 34, 47, 64, 90])
 def test_killed_at_any_write_it_goes_on_to_the_same_numbers(
     study_file: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     out = tmp_path / "run"
-    writes = 0
-    real = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        nonlocal writes
-        writes += 1
-        if writes > after:
-            raise Killed
-        real(descriptor)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(demur.record.os, "fsync", fsync)
-        try:
-            main(["study", str(study_file), "--out", str(out)])
-        except Killed:
-            pass
-        else:
-            pytest.fail(f"the study ended after only {writes} writes; drop this case")
+    killed_after(after, lambda: main(["study", str(study_file), "--out", str(out)]), monkeypatch)
     assert not (out / "study.json").exists()
     assert main(["study", str(study_file), "--out", str(out)]) == 0
     assert numbers(out) == numbers(finished)

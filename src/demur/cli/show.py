@@ -12,6 +12,8 @@ from demur.record import to_json
 from demur.types import Discovery, FeatureCard, LatentRanking, StudyResult
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from demur.verbs.export import Exported
     from demur.verbs.generate import Reply
     from demur.verbs.sae_convert import Converted
@@ -26,13 +28,17 @@ def show_json(value: Any) -> None:
 
 def show_study(result: StudyResult, as_json: bool) -> None:
     """The study's table, its verdict and where the report is."""
-    from rich.console import Console
-
     from demur.report.table import table, verdict_line
 
+    _show_reported(table(result), verdict_line(result), result, as_json)
+
+
+def _show_reported(table: Table, line: str, result: StudyResult | Discovery, as_json: bool) -> None:
+    from rich.console import Console
+
     console = Console(stderr=True)
-    console.print(table(result))
-    console.print(verdict_line(result), highlight=False)
+    console.print(table)
+    console.print(line, highlight=False)
     for note in result.notes:
         console.print(f"Note: {note}", highlight=False, markup=False)
     print(f"report: {result.report}", file=sys.stderr)
@@ -53,18 +59,9 @@ def show_rankings(rankings: Sequence[LatentRanking], top: int, as_json: bool) ->
 
 def show_discovery(discovery: Discovery, as_json: bool) -> None:
     """Finalists and controls, the winner in a sentence, and what to know."""
-    from rich.console import Console
-
     from demur.report.table import discovery_line, discovery_table
 
-    console = Console(stderr=True)
-    console.print(discovery_table(discovery))
-    console.print(discovery_line(discovery), highlight=False)
-    for note in discovery.notes:
-        console.print(f"Note: {note}", highlight=False, markup=False)
-    print(f"report: {discovery.report}", file=sys.stderr)
-    if as_json:
-        show_json(to_json(discovery))
+    _show_reported(discovery_table(discovery), discovery_line(discovery), discovery, as_json)
 
 
 def show_sae(result: dict[str, Any], as_json: bool) -> None:

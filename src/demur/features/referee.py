@@ -66,6 +66,10 @@ class Referee:
         self._benign = _packs(lm, hookpoint, [Text(row, (*branches, answer[:-1])) for row, answer in benign])
         self._base: dict[int, Tensor] = {}
 
+    def add(self, direction: Direction) -> None:
+        """Let specs name `direction` too."""
+        self._found.add(direction)
+
     @property
     def n_harmful(self) -> int:
         """Harmful prompts."""

@@ -32,6 +32,10 @@ class Artefacts:
         self._directions = {direction.hash: direction for direction in directions}
         self._gates = dict(gates)
 
+    def add(self, direction: Direction) -> None:
+        """Know one more direction."""
+        self._directions[direction.hash] = direction
+
     def device(self, place: Hookpoint) -> torch.device:
         """Where the residual at `place` lives. Raises `InputError` for a hookpoint outside the model."""
         return device_at(self._model, place)

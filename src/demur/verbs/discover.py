@@ -7,7 +7,7 @@ so a search that was killed goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +18,8 @@ from demur.eval.rows import ANY, FULL
 from demur.eval.statistics import bootstrap_mean, bootstrap_ratio, rate
 from demur.features.halving import halve
 from demur.features.proposers.union import union
-from demur.features.referee import Referee
 from demur.spec import SteeringSpec
-from demur.types import Effect, Estimate, Label, LatentRanking, LatentScore, Prompt, Rate
+from demur.types import Effect, Estimate, Label, LatentRanking, LatentScore, Rate
 from demur.verbs.finding import Finding
 
 _SPARE = 3
@@ -105,21 +104,11 @@ def _first_words(finding: Finding, latents: Sequence[int], details: dict[int, di
     short = list(latents[: finding.config.shortlist])
     few = finding.screened[: max(1, finding.config.screen_prompts // 2)]
     arms = [Candidate(latent, value) for latent in short for value in finding.config.select_values]
-    asked = [(arm, prompt) for arm in arms for prompt in few]
-    with progress.track("first words", len(asked), "prompts") as advance:
-        said = finding.short.complete(
-            finding.lm,
-            [prompt for _, prompt in asked],
-            [finding.clamp(*arm) for arm, _ in asked],
-            finding.saes,
-            finding.config.system,
-            finding.config.screen_tokens,
-            finding.config.batch_size,
-            advance,
-        )
+    with progress.track("first words", len(arms) * len(few), "prompts") as advance:
+        said = finding.labels(few, [finding.clamp(*arm) for arm in arms], advance, short=True)
     refused: dict[int, list[Label]] = {latent: [] for latent in short}
-    for (arm, prompt), one in zip(asked, said, strict=True):
-        refused[arm.latent].append(finding.label(prompt, one))
+    for arm, found in zip(arms, said, strict=True):
+        refused[arm.latent] += found
     for latent, labels in refused.items():
         details[latent]["first_words"] = _share(labels, FULL)
     short.sort(key=lambda latent: -details[latent]["first_words"])
@@ -139,18 +128,20 @@ def _answers(finding: Finding, latents: Sequence[int], details: dict[int, dict[s
     quarter = max(1, len(prompts) // 4)
     n = min(config.finalists, len(some))
     with progress.track("answers", len(arms) * quarter + n * (len(prompts) - quarter), "prompts") as advance:
-        early = _labels(finding, prompts[:quarter], arms, advance)
+        early = finding.labels(prompts[:quarter], [finding.clamp(*arm) for arm in arms], advance)
         shares = {arm: _share(labels, FULL) for arm, labels in zip(arms, early, strict=True)}
         # the smaller value on a tie: it does less damage
         best = [min((a for a in arms if a.latent == i), key=lambda a: (-shares[a], a.value)) for i in some]
         best.sort(key=lambda arm: -shares[arm])
-        late = _labels(finding, prompts[quarter:], best[:n], advance)
+        late = finding.labels(prompts[quarter:], [finding.clamp(*arm) for arm in best[:n]], advance)
     harmful = {arm: [*early[arms.index(arm)], *labels] for arm, labels in zip(best, late, strict=False)}
     for arm in best[n:]:
         details[arm.latent] |= {"value": arm.value, "early_refused": shares[arm]}
     most = max(_share(labels, FULL) for labels in harmful.values())
     tied = [arm for arm, labels in harmful.items() if _share(labels, FULL) == most]
-    benign = dict(zip(tied, _labels(finding, finding.plain, tied), strict=True)) if len(tied) > 1 else {}
+    benign: dict[Candidate, list[Label]] = {}
+    if len(tied) > 1:
+        benign |= zip(tied, finding.labels(finding.plain, [finding.clamp(*arm) for arm in tied]), strict=True)
     judged = [Judged(arm, labels, benign.get(arm, [])) for arm, labels in harmful.items()]
     judged.sort(key=lambda one: (-_share(one.harmful, FULL), _share(one.benign, ANY)))
     for one in judged:
@@ -161,26 +152,10 @@ def _answers(finding: Finding, latents: Sequence[int], details: dict[int, dict[s
     return judged
 
 
-def _labels(
-    finding: Finding,
-    prompts: Sequence[Prompt],
-    arms: Sequence[Candidate],
-    advance: Callable[[float], None] = lambda amount: None,
-) -> list[list[Label]]:
-    """For each arm the labels of its answers to `prompts`."""
-    asked = [(arm, prompt) for arm in arms for prompt in prompts]
-    said = finding.complete([prompt for _, prompt in asked], [finding.clamp(*arm) for arm, _ in asked], advance)
-    labels = [finding.label(prompt, one) for (_, prompt), one in zip(asked, said, strict=True)]
-    return [labels[i * len(prompts) : (i + 1) * len(prompts)] for i in range(len(arms))]
-
-
 def judge_spec(finding: Finding, candidate: Candidate, spec: SteeringSpec) -> Judged:
     """The labels of whole answers to all select prompts under `spec`."""
-    rows = []
-    for prompts in (finding.screened, finding.plain):
-        said = finding.complete(prompts, spec)
-        rows.append([finding.label(prompt, one) for prompt, one in zip(prompts, said, strict=True)])
-    return Judged(candidate, *rows)
+    harmful, benign = (finding.labels(prompts, [spec])[0] for prompts in (finding.screened, finding.plain))
+    return Judged(candidate, harmful, benign)
 
 
 def refused_rate(labels: Sequence[Label], counts: frozenset[Label]) -> Rate:
@@ -211,12 +186,11 @@ def effect(
     values: Sequence[float],
     spec: SteeringSpec,
     judged: Judged | None = None,
-    referee: Referee | None = None,
 ) -> Effect:
     """Causal effect and damage of `spec`, with intervals over prompts."""
     specs = [spec, SteeringSpec()]
-    harmful, before = finding.log_odds(specs, referee=referee)
-    (benign, benign_before), (kl, _) = finding.damage(specs, referee)
+    harmful, before = finding.log_odds(specs)
+    (benign, benign_before), (kl, _) = finding.damage(specs)
     seed = finding.config.seed
     gain, cost = (harmful - before).tolist(), kl.tolist()
     return Effect(

@@ -27,7 +27,6 @@ from demur.record import from_json, read_json, write_json
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae
 from demur.spec import Edit, SteeringSpec
-from demur.steering.direction import Direction
 from demur.types import Completion, Hookpoint, Label, LatentRanking, Measurement, Message, Prompt
 from demur.verbs.config import DiscoveryConfig
 from demur.verbs.run_folder import Clock
@@ -122,6 +121,31 @@ class Finding:
         """What the judge says."""
         return self.judge.judge(prompt, completion).label
 
+    def labels(
+        self,
+        prompts: Sequence[Prompt],
+        specs: Sequence[SteeringSpec],
+        advance: Callable[[float], None] = lambda amount: None,
+        short: bool = False,
+    ) -> list[list[Label]]:
+        """For each of `specs` the labels of its answers to `prompts`, whole ones or cut at `screen_tokens`."""
+        asked = [(spec, prompt) for spec in specs for prompt in prompts]
+        completions, tokens = (
+            (self.short, self.config.screen_tokens) if short else (self.completions, self.config.max_new_tokens)
+        )
+        said = completions.complete(
+            self.lm,
+            [prompt for _, prompt in asked],
+            [spec for spec, _ in asked],
+            self.saes,
+            self.config.system,
+            tokens,
+            self.config.batch_size,
+            advance,
+        )
+        found = [self.label(prompt, one) for (_, prompt), one in zip(asked, said, strict=True)]
+        return [found[i * len(prompts) : (i + 1) * len(prompts)] for i in range(len(specs))]
+
     @cached_property
     def own(self) -> OwnAnswers:
         """What the unsteered model says by itself."""
@@ -214,38 +238,28 @@ class Finding:
     @cached_property
     def referee(self) -> Referee:
         """Effects on the screened and on the first plain prompts."""
-        return self.referee_with([])
-
-    def referee_with(self, directions: Sequence[Direction]) -> Referee:
-        """A referee that knows `directions` too."""
         harmful = self.rows(self.screened[: self.config.screen_prompts])
         answers = [text_ids(self.lm, one.text)[:ANSWER_TOKENS] for one in self.own.plain]
         rows = self.rows(self.plain[:PLAIN_READ])
         benign = [(row, answer) for row, answer in zip(rows, answers, strict=True) if answer]
-        return Referee(self.lm, self.hookpoint, self.openings, harmful, benign, [self.loaded], directions)
+        return Referee(self.lm, self.hookpoint, self.openings, harmful, benign, [self.loaded])
 
-    def log_odds(
-        self,
-        specs: Sequence[SteeringSpec],
-        first: int = 0,
-        last: int | None = None,
-        referee: Referee | None = None,
-    ) -> Tensor:
+    def log_odds(self, specs: Sequence[SteeringSpec], first: int = 0, last: int | None = None) -> Tensor:
         """[specs, prompts] refusal log-odds of screened prompts `first` to `last`, measured once and kept."""
         ids = [prompt.id for prompt in self.screened[: self.config.screen_prompts][first:last]]
 
         def measure(some: Sequence[SteeringSpec]) -> list[tuple[Name, list[str], Tensor]]:
-            return [("log_odds", ids, (referee or self.referee).log_odds(some, first, last))]
+            return [("log_odds", ids, self.referee.log_odds(some, first, last))]
 
         self._fill("log-odds", specs, [("log_odds", ids)], measure)
         return self._values("log_odds", specs, ids)
 
-    def damage(self, specs: Sequence[SteeringSpec], referee: Referee | None = None) -> tuple[Tensor, Tensor]:
+    def damage(self, specs: Sequence[SteeringSpec]) -> tuple[Tensor, Tensor]:
         """Refusal log-odds and KL, both [specs, prompts], on the first plain prompts, measured once and kept."""
         ids = [p.id for p, one in zip(self.plain[:PLAIN_READ], self.own.plain, strict=True) if one.text]
 
         def measure(some: Sequence[SteeringSpec]) -> list[tuple[Name, list[str], Tensor]]:
-            found = (referee or self.referee).damage(some)
+            found = self.referee.damage(some)
             return [("log_odds", ids, found.log_odds), ("kl", ids, found.kl)]
 
         self._fill("damage", specs, [("log_odds", ids), ("kl", ids)], measure)

@@ -210,7 +210,8 @@ def _controls(finding: Finding, winner: int, value: float, related: Sequence[int
     generator = torch.Generator().manual_seed(finding.config.seed)
     direction = random_direction(sae.d_in, length, str(finding.hookpoint), generator)
     spec = SteeringSpec((DirectionEdit(str(finding.hookpoint), direction.hash),))
-    effects.append(effect(finding, "random direction", [], [], spec, referee=finding.referee_with([direction])))
+    finding.referee.add(direction)
+    effects.append(effect(finding, "random direction", [], [], spec))
     return tuple(effects)
 
 
