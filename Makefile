@@ -28,7 +28,7 @@ $(VENV)/.dev: $(VENV)/.base
 	@touch $@
 
 demo: $(VENV)/.base  ## Run the whole study on a real small model and say where the report is
-	@echo "running: demur study (SmolLM2-135M-Instruct, about five minutes on two cores)"
+	@echo "running: demur study (SmolLM2-135M-Instruct, six or seven minutes on two cores)"
 	@$(BIN)/demur study
 
 test: $(VENV)/.dev lint  ## Lint, check types, run every test, and one quick study on the real model
