@@ -2,18 +2,24 @@
 
 import json
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 from killed import killed_after
 from tiny_study import write_tiny_study
+from torch import Tensor
 
 from demur.cli.main import main
 from demur.data.prompts import load_prompts
 from demur.record import from_json, read_json
 from demur.spec import SteeringSpec
-from demur.types import Completion, Discovery, Label, Prompt
+from demur.types import Completion, Discovery, Label, Message, Prompt
+from demur.verbs.config import DiscoveryConfig
+from demur.verbs.discover import search, winners_share
 from demur.verbs.finding import Finding
 
 SMALL = (
@@ -165,3 +171,42 @@ def test_a_folder_of_another_verb_or_config_is_refused(
     assert "another verb" in capsys.readouterr().err
     assert main(["select", *tiny, "--seed", "5", "--out", str(finished)]) == 1
     assert "other settings (it differs in seed)" in capsys.readouterr().err
+
+
+def test_a_finalist_that_is_surely_worse_answers_no_more_prompts() -> None:
+    prompts = [Prompt(str(i), (Message("user", str(i)),), "harmful", "here") for i in range(32)]
+    asked: dict[int, list[int]] = {1: [], 2: [], 3: []}
+
+    class Told:
+        """Latent 1 always refuses, 2 but for every fourth prompt, 3 never."""
+
+        config = DiscoveryConfig(select_values=(8.0,), finalists=3, screen_prompts=4)
+        screened, plain = prompts, prompts[:2]
+        hookpoint, loaded = "blocks.0", SimpleNamespace(hash="0")
+        clock = SimpleNamespace(step=lambda name: nullcontext())
+
+        def clamp(self, latent: int, value: float) -> int:
+            return latent
+
+        def ends(self, total: int) -> list[int]:
+            return [total]
+
+        def prompts_hash(self) -> str:
+            return "0"
+
+        def log_odds(self, specs: list[int], first: int, last: int) -> Tensor:
+            return torch.zeros(len(specs), last - first)
+
+        def labels(
+            self, some: list[Prompt], specs: list[int], advance: Any = None, short: bool = False
+        ) -> list[list[Label]]:
+            for spec in specs if not short else []:
+                asked[spec] += [int(p.id) for p in some]
+            refuses = {1: lambda i: True, 2: lambda i: i % 4 < 3, 3: lambda i: False}
+            return [["refused" if refuses[spec](int(p.id)) else "complied" for p in some] for spec in specs]
+
+    found = search(cast(Finding, Told()), [3, 2, 1])
+    assert [one.candidate.latent for one in found.finalists] == [1, 2, 3]
+    assert asked == {1: [*range(32)], 2: [*range(32)], 3: [*range(8)]}
+    assert [len(one.harmful) for one in found.finalists] == [32, 32, 8]
+    assert winners_share(found.finalists, seed=0) == [1.0, 0.0, 0.0]

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from demur import progress
 from demur.eval.rows import ANY, FULL
 from demur.eval.statistics import bootstrap_mean, bootstrap_ratio, rate
-from demur.features.halving import halve
+from demur.features.halving import halve, surely_worse
 from demur.features.proposers.union import union
 from demur.spec import SteeringSpec
 from demur.types import Effect, Estimate, Label, LatentRanking, LatentScore, Rate
@@ -38,7 +39,8 @@ class Judged(NamedTuple):
 
     candidate: Candidate
     harmful: list[Label]
-    """Of the harmful select prompts that were judged, in order; all of them for a finalist."""
+    """Of the harmful select prompts that were judged, in order; the first few of them where more would not have made it
+    the winner."""
     benign: list[Label]
     """Of the plain select prompts; empty where they were not needed to decide."""
 
@@ -118,8 +120,9 @@ def _first_words(finding: Finding, latents: Sequence[int], details: dict[int, di
 def _answers(finding: Finding, latents: Sequence[int], details: dict[int, dict[str, float]]) -> list[Judged]:
     """The finalists on whole answers: most harmful prompts refused, fewest plain ones on a tie.
 
-    Some more latents than finalists answer a quarter of the prompts at every value; the best of them, each at its best
-    value, answer the rest.
+    Some more latents than finalists answer a quarter of the prompts at every value. The best of them, each at its best
+    value, are the finalists; they answer the rest, but for those that are surely worse than the first already: these
+    keep the answers they have, and come last.
     """
     config = finding.config
     prompts = finding.screened
@@ -128,15 +131,19 @@ def _answers(finding: Finding, latents: Sequence[int], details: dict[int, dict[s
     quarter = max(1, len(prompts) // 4)
     n = min(config.finalists, len(some))
     with progress.track("answers", len(arms) * quarter + n * (len(prompts) - quarter), "prompts") as advance:
-        early = finding.labels(prompts[:quarter], [finding.clamp(*arm) for arm in arms], advance)
-        shares = {arm: _share(labels, FULL) for arm, labels in zip(arms, early, strict=True)}
+        said = finding.labels(prompts[:quarter], [finding.clamp(*arm) for arm in arms], advance)
+        early = dict(zip(arms, said, strict=True))
+        shares = {arm: _share(labels, FULL) for arm, labels in early.items()}
         # the smaller value on a tie: it does less damage
         best = [min((a for a in arms if a.latent == i), key=lambda a: (-shares[a], a.value)) for i in some]
         best.sort(key=lambda arm: -shares[arm])
-        late = finding.labels(prompts[quarter:], [finding.clamp(*arm) for arm in best[:n]], advance)
-    harmful = {arm: [*early[arms.index(arm)], *labels] for arm, labels in zip(best, late, strict=False)}
+        refused = {arm: _refused(early[arm]) for arm in best}
+        going = [arm for arm in best[:n] if not surely_worse(refused[arm], refused[best[0]])]
+        late = finding.labels(prompts[quarter:], [finding.clamp(*arm) for arm in going], advance)
+        advance((n - len(going)) * (len(prompts) - quarter))
     for arm in best[n:]:
         details[arm.latent] |= {"value": arm.value, "early_refused": shares[arm]}
+    harmful = {arm: [*early[arm], *labels] for arm, labels in zip(going, late, strict=True)}
     most = max(_share(labels, FULL) for labels in harmful.values())
     tied = [arm for arm, labels in harmful.items() if _share(labels, FULL) == most]
     benign: dict[Candidate, list[Label]] = {}
@@ -144,6 +151,7 @@ def _answers(finding: Finding, latents: Sequence[int], details: dict[int, dict[s
         benign |= zip(tied, finding.labels(finding.plain, [finding.clamp(*arm) for arm in tied]), strict=True)
     judged = [Judged(arm, labels, benign.get(arm, [])) for arm, labels in harmful.items()]
     judged.sort(key=lambda one: (-_share(one.harmful, FULL), _share(one.benign, ANY)))
+    judged += [Judged(arm, early[arm], []) for arm in best[:n] if arm not in going]
     for one in judged:
         found = {"value": one.candidate.value, "harmful_refused": _share(one.harmful, FULL)}
         if one.benign:
@@ -169,14 +177,21 @@ def _share(labels: Sequence[Label], counts: frozenset[Label]) -> float:
     return found.k / max(found.n, 1)
 
 
+def _refused(labels: Sequence[Label]) -> Tensor:
+    """[labels] 1 where it refused in full, 0 where not, NaN where it could not be scored."""
+    return torch.tensor([float("nan") if one == "unscored" else float(one in FULL) for one in labels])
+
+
 def winners_share(finalists: Sequence[Judged], seed: int, resamples: int = 2_000) -> list[float]:
     """For each finalist the share of bootstrap resamples of the harmful prompts in which it refuses most; ties are
-    shared."""
-    table = np.array([[label in FULL for label in one.harmful] for one in finalists], dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(0, table.shape[1], (resamples, table.shape[1]))
+    shared. One that left early has none: it was surely worse than another on what it answered."""
+    longest = max(len(one.harmful) for one in finalists)
+    table = np.array([[label in FULL for label in one.harmful] for one in finalists if len(one.harmful) == longest])
+    draws = np.random.default_rng(seed).integers(0, longest, (resamples, longest))
     means = table[:, draws].mean(-1)
     best = means == means.max(0)
-    return [float(x) for x in (best / best.sum(0)).mean(1)]
+    shares = iter((best / best.sum(0)).mean(1).tolist())
+    return [next(shares) if len(one.harmful) == longest else 0.0 for one in finalists]
 
 
 def effect(
