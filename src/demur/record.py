@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -137,13 +137,21 @@ def append_jsonl(path: Path, rows: Iterable[Any]) -> None:
                 raise
 
 
-def read_jsonl(cls: type[T], path: Path) -> list[T]:
-    """All whole rows of a JSONL file; a torn last line (a killed write) is cut off the file and left out."""
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write rows to `path`, whole or not at all."""
+    write_text(path, "".join(json.dumps(to_json(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(cls: type[T], path: Path, mend: bool = True) -> list[T]:
+    """All whole rows of a JSONL file; a torn last line (a killed write) is left out, and cut off the file.
+
+    `mend`: cut it off. Only for whoever holds the folder's lock: to others a line may look torn that is being written.
+    """
     if not path.exists():
         return []
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
-    if whole < len(data):
+    if mend and whole < len(data):
         os.truncate(path, whole)
     rows = []
     for number, line in enumerate(data[:whole].split(b"\n")[:-1], start=1):
@@ -204,11 +212,9 @@ def _commit() -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("demur", "torch", "transformers", "tokenizers", "numpy"):
-        try:
+    for name in ("demur", "torch", "transformers", "tokenizers", "numpy", "lm_eval", "datasets"):
+        with suppress(metadata.PackageNotFoundError):  # the last two come with an extra
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "unknown"
     return found
 
 

@@ -55,6 +55,10 @@ class Prompt:
     """`select` prompts choose latents and values; `test` prompts report. Never both."""
     twin: str = ""
     """For a look-alike: the id of the harmful prompt whose words it borrows."""
+    wrapper: str = ""
+    """Name of the jailbreak wrapper around the request; empty for the request as it is."""
+    unwrapped: str = ""
+    """The request before it was wrapped; empty for one that is not."""
 
     @property
     def text(self) -> str:
@@ -278,15 +282,18 @@ class Verdict:
     """Name and version of the judge, e.g. `rules/2`."""
     evidence: str = ""
     """The words or the measure that decided."""
+    harmful: Literal["yes", "no", ""] = ""
+    """Whether the answer itself is harmful; empty where the judge does not say."""
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One number for one item under one spec."""
 
-    name: Literal["capability", "kl", "log_odds"]
-    """`capability`: 1 right, 0 wrong. `kl`: nats per token, mean over the item's tokens. `log_odds`: that the answer
-    begins as a refusal."""
+    name: Literal["capability", "kl", "kl_first", "nll", "log_odds"]
+    """`capability`: 1 right, 0 wrong. `kl`: nats per token, mean over the item's tokens. `kl_first`: of the first token
+    alone. `nll`: negative log-likelihood of reference text, nats per token. `log_odds`: that the answer begins as a
+    refusal."""
     item: str
     """Question or prompt id."""
     spec: str
@@ -459,6 +466,24 @@ class StudyResult:
     seconds: float = 0.0
     """Compute time over all sessions of this run."""
     step_seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskSample:
+    """How one document of a benchmark task was answered under one spec."""
+
+    task: str
+    doc: int
+    metric: str
+    value: float
+    """1 right, 0 wrong, or what the metric gives."""
+    spec: str
+    doc_hash: str = ""
+    prompt_hash: str = ""
+    """Hashes of the document and of what the model was shown: samples of two runs pair only where both agree. Empty
+    under a spec with a system prompt, which changes what is shown and nothing else."""
+    group: str = ""
+    """What the task was asked for as part of, e.g. `mmlu`; empty for a task by itself."""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from demur.errors import InputError, NotFoundError
-from demur.record import json_lines
+from demur.data.rows import cell, only_column, read_rows
+from demur.errors import InputError
 from demur.types import Intent, Message, Prompt, Question, Split, stable_hash
 
 _FOLDER = Path(__file__).parent / "prompts"
@@ -28,21 +25,16 @@ def load_prompts(name: str, intent: Intent, column: str = "") -> list[Prompt]:
     """
     own = name in OWN
     path = _FOLDER / f"{name}.jsonl" if own else Path(name).expanduser()
-    rows = _rows(path)
-    column = column or ("text" if own else _only_column(path, rows))
+    rows = read_rows(path)
+    column = column or ("text" if own else only_column(path, rows))
     source = f"demur/{name}" if own else path.name
     prompts = []
     for number, row in enumerate(rows, start=1):
-        text = row.get(column)
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(
-                f"{path} row {number}: column {column!r} is {text!r}, expected text; the columns are "
-                f"{', '.join(map(str, row))}"
-            )
+        text = cell(row, column, f"{path} row {number}")
         prompts.append(
             Prompt(
                 id=str(row.get("id") or f"{path.stem}-{number:04d}"),
-                messages=(Message("user", text.strip()),),
+                messages=(Message("user", text),),
                 intent=intent,
                 source=source,
                 category=str(row.get("category") or ""),
@@ -58,7 +50,7 @@ def load_questions(name: str = "mc") -> list[Question]:
     """Multiple-choice questions: demur's own (`mc`) or a JSONL file with question, choices and answer (0-based)."""
     path = _FOLDER / "mc.jsonl" if name == "mc" else Path(name).expanduser()
     questions = []
-    for number, row in enumerate(_rows(path), start=1):
+    for number, row in enumerate(read_rows(path), start=1):
         choices, answer = row.get("choices"), row.get("answer")
         if not (isinstance(row.get("question"), str) and isinstance(choices, list) and len(choices) > 1):
             raise InputError(f"{path} row {number} needs `question` (text) and `choices` (a list of at least two)")
@@ -91,53 +83,17 @@ def prompts_hash(items: Sequence[Prompt | Question]) -> str:
     return stable_hash([asdict(item) for item in items])
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise NotFoundError(
-            f"prompt file {path} does not exist; give a CSV, JSONL or JSON file, or one of {', '.join(OWN)}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompt file {path} cannot be read as UTF-8 text ({error})") from None
-    rows: list[Any] = []
-    if path.suffix == ".csv":
-        csv.field_size_limit(1 << 24)
-        try:
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        except csv.Error as error:
-            raise InputError(f"prompt file {path} is not a CSV file ({error})") from None
-    elif path.suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"prompt file {path} is not JSON ({error})") from None
-    elif path.suffix == ".jsonl":
-        rows = [row for _, row in json_lines(text, path)]
-    elif path.suffix == ".txt":
-        rows = [{"text": line} for line in text.split("\n") if line.strip()]
-    else:
-        raise InputError(f"prompt file {path} is of an unknown kind; expected .csv, .jsonl, .json or .txt")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"prompt file {path} must be a list of objects, each with a column of prompt text")
-    if not rows:
-        raise InputError(f"prompt file {path} is empty; expected at least one prompt")
-    return rows
-
-
-def _only_column(path: Path, rows: list[dict[str, Any]]) -> str:
-    for usual in ("text", "prompt", "instruction", "goal", "question", "Behavior"):
-        if usual in rows[0]:
-            return usual
-    raise InputError(f"{path} has the columns {', '.join(map(str, rows[0]))}; say which holds the prompts (`column`)")
-
-
 def _split(given: Any, text: str, where: str) -> Split:
     if given in get_args(Split):
         split: Split = given
         return split
     if given not in (None, ""):
         raise InputError(f"{where}: split is {given!r}, expected select or test")
+    return hashed_split(text)
+
+
+def hashed_split(text: str) -> Split:
+    """30 % select and 70 % test, by a hash of the text, so that a prompt never changes sides."""
     return "select" if int(stable_hash(text.strip()), 16) % 10 < 3 else "test"
 
 
