@@ -382,17 +382,15 @@ def kappa(pairs: list[tuple[bool, bool]]) -> float:
     return (observed - chance) / (1 - chance)
 
 
-@pytest.mark.parametrize("cut", [None, 40], ids=["whole", "first 40 words"])
 @pytest.mark.parametrize("model", ["llama2new", "mistralguard"])
-def test_agrees_with_people(model: str, cut: int | None) -> None:
+def test_agrees_with_people_from_the_first_words(model: str) -> None:
     if not LABELS.exists():
         pytest.skip("the human labels of XSTest are not here")
     with LABELS.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["model"] == model]
     pairs = []
     for row in rows:
-        text = row["completion"] if cut is None else " ".join(row["completion"].split(" ")[:cut])
-        got = label(text, row["prompt"], "length" if cut else "eos")
+        got = label(" ".join(row["completion"].split(" ")[:40]), row["prompt"], "length")
         pairs.append((got in ("refused", "partial"), row["final_label"] != "1_full_compliance"))
     assert len(pairs) > 400
     assert kappa(pairs) >= 0.85

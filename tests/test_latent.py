@@ -2,22 +2,19 @@
 
 import importlib.util
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fake_endpoint import Request, endpoint, saying
 from test_report import CHROMIUM, Reader
 from tiny_study import write_tiny_study
 
 from demur.cli.main import main
 from demur.data.prompts import load_prompts, take
-from demur.errors import DemurError, InputError, NotFoundError
+from demur.errors import InputError
 from demur.features.card import CONTEXT, Activations, Curve, Text, activations, cards, decode, neighbours, pieces
 from demur.features.describe import LONGEST, describe, one_line, question
 from demur.features.openings import Openings
@@ -282,85 +279,28 @@ def test_in_a_browser(tmp_path: Path, made: list[FeatureCard]) -> None:
     assert said == []
 
 
-@contextmanager
-def endpoint(status: int, reply: bytes, asked: list[Any], location: str = "") -> Iterator[str]:
-    """A server that answers everything with `reply`."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            asked.append((self.path, self.headers.get("Authorization"), json.loads(body)))
-            self.send_response(status)
-            if location:
-                self.send_header("Location", location)
-            self.send_header("Content-Length", str(len(reply)))
-            self.end_headers()
-            self.wfile.write(reply)
-
-        def do_GET(self) -> None:
-            asked.append("followed")
-            self.send_error(404)
-
-        def log_message(self, *_args: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def reply_of(text: object) -> bytes:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
-
-
 def test_a_description_is_one_line_from_the_endpoint_and_marked(made: list[FeatureCard]) -> None:
-    asked: list[Any] = []
-    with endpoint(200, reply_of('<think>hm\n</think>\n "Cakes \x1b[31m& \u202e blue"\nmore'), asked) as url:
+    asked: list[Request] = []
+    said = saying('<think>hm\n</think>\n "Cakes \x1b[31m& \u202e blue"\nmore')
+    with endpoint(lambda _: (200, said), asked) as url:
         line = describe(made[0], url + "/", "some-model", "secret")
     assert line == "Cakes [31m& blue"
-    ((path, key, body),) = asked
-    assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer secret", "some-model")
-    assert body["messages"][0]["content"] == question(made[0])
+    ((path, headers, body),) = asked
+    assert (path, headers["authorization"]) == ("/v1/chat/completions", "Bearer secret")
+    assert body == {"model": "some-model", "messages": [{"role": "user", "content": question(made[0])}]}
     assert "<<" in question(made[0])
     reader = Reader(render(replace(made[0], description=line, description_model="some-model")))
     assert f"{line} machine-written by some-model" in reader.words
     assert len(one_line("x" * 500)) == LONGEST
 
 
-@pytest.mark.parametrize(
-    ("status", "reply", "error", "says"),
-    [
-        (401, b"wrong key secret\n", InputError, r"answers 401 to 'm': wrong key \*\*\*"),
-        (500, b"", InputError, "answers 500"),
-        (200, b"not json", InputError, "without a text"),
-        (200, b"[]", InputError, "without a text"),
-        (200, reply_of(None), InputError, "without a text"),
-        (200, reply_of(" \n"), InputError, "without a text"),
-        (302, b"", InputError, "answers 302"),
-    ],
-)
-def test_an_endpoint_that_fails_is_a_sentence(
-    made: list[FeatureCard], status: int, reply: bytes, error: type[DemurError], says: str
-) -> None:
-    asked: list[Any] = []
-    with endpoint(status, reply, asked, "/elsewhere" if status == 302 else "") as url, pytest.raises(error, match=says):
+@pytest.mark.parametrize("said", [None, " \n", "<think>hm</think>"])
+def test_a_description_without_words_is_a_sentence(made: list[FeatureCard], said: str | None) -> None:
+    with (
+        endpoint(lambda _: (200, saying(said)), []) as url,
+        pytest.raises(InputError, match="without a text"),
+    ):
         describe(made[0], url, "m", "secret")
-    assert "followed" not in asked
-
-
-def test_an_endpoint_that_is_none_is_a_sentence(made: list[FeatureCard]) -> None:
-    with pytest.raises(NotFoundError, match="does not answer"):
-        describe(made[0], "http://127.0.0.1:9/v1", "m")
-    with pytest.raises(InputError, match="expected an address"):
-        describe(made[0], "file:///etc/passwd", "m")
-    with pytest.raises(InputError, match="OPENAI_API_KEY"):
-        describe(made[0], "http://127.0.0.1:9/v1", "m", "bad\nkey")
 
 
 @pytest.mark.parametrize(
@@ -429,14 +369,14 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setenv("OPENAI_API_KEY", "a-private-key")
     command = ["latent", "5", "17", "--sae", str(tmp_path / "sae"), "--model", str(tmp_path / "model")]
     command += ["--out", str(tmp_path / "cards"), "--json"]
-    asked: list[Any] = []
-    with endpoint(200, reply_of("About cakes."), asked) as url:
+    asked: list[Request] = []
+    with endpoint(lambda _: (200, saying("About cakes.")), asked) as url:
         assert main([*command, "--endpoint", url, "--endpoint-model", "some-model"]) == 0
     shown = capsys.readouterr()
     found = json.loads(shown.out)["cards"]
     assert [card["latent"] for card in found] == [5, 17]
     assert "described by some-model (machine-written): About cakes." in shown.err
-    assert [key for _, key, _ in asked] == ["Bearer a-private-key"] * 2
+    assert [one.headers["authorization"] for one in asked] == ["Bearer a-private-key"] * 2
     for card in found:
         assert read_json(tmp_path / "cards" / f"latent-{card['latent']}.json") == card
         assert "a-private-key" not in (tmp_path / "cards" / f"latent-{card['latent']}.html").read_text().replace(

@@ -494,7 +494,8 @@ class Latent:
     """System prompt of the prompts on which clamping is measured; empty for the template's default."""
     endpoint: str = ""
     """OpenAI-compatible endpoint, as http://localhost:11434/v1, that is sent the examples and describes each latent in
-    a line, marked machine-written. Its key, if it needs one, is read from OPENAI_API_KEY. Empty: none is asked."""
+    a line, marked machine-written (needs `demur[endpoint]`). Its key, if it needs one, is read from OPENAI_API_KEY.
+    Empty: none is asked."""
     endpoint_model: str = ""
     """Model to ask there."""
     device: str = "cpu"

@@ -1,0 +1,1 @@
+"""Rubrics of model judges, one a file: the published text, and how the reply to it is read."""
