@@ -6,7 +6,7 @@ but ours.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -15,6 +15,7 @@ from demur.report import control, figures, words
 from demur.report.discovery import section
 from demur.report.page import asset, candidates, embed, environment, flat, policy, steps, writable
 from demur.report.table import headline, verdict_line
+from demur.report.transcripts import Judged, Spoken, Transcripts, viewer
 from demur.types import UNSTEERED, Completion, Discovery, Prompt, Run, StudyResult, StudyRow, Verdict
 
 SETS = {"harmful": "harmful", "plain": "plain benign", "lookalike": "look-alike"}
@@ -37,7 +38,7 @@ def render(
     """
     scripts = {
         "plotly": get_plotlyjs(),
-        "page": asset("page.js") + asset("study.js"),
+        "page": asset("page.js") + asset("transcripts.js") + asset("study.js"),
     }
     talks = _transcripts(result, prompts, completions, verdicts)
     plots = figures.build(result)
@@ -45,7 +46,6 @@ def render(
     if found:
         plots.pop("candidates", None)
         plots |= found.figures
-    judges = sorted({verdict.judge for verdict in verdicts})
     html = (
         environment()
         .get_template("study.html.jinja")
@@ -66,9 +66,8 @@ def render(
             candidates=candidates(result.ranking, {result.control_latent: "control", result.latent: "chosen"}),
             comparisons=list(control.comparisons(result)),
             talks=talks,
-            judges=judges,
             ranking=result.ranking,
-            more_facts=[("Judge", ", ".join(judges))],
+            more_facts=[("Judge", ", ".join(talks.judges))],
             steps=steps(result.step_seconds, result.seconds),
             total_seconds=result.seconds,
             config=flat(run.config),
@@ -82,30 +81,23 @@ def render(
     return writable(html)
 
 
-class Transcripts(NamedTuple):
-    """What the side-by-side viewer needs."""
-
-    payload: dict[str, Any]
-    """Specs, prompts and outputs, for the script."""
-    system: str
-    """The system turn that every conversation starts with; empty when they differ."""
-    left_out: int
-    """Completions whose prompt or spec the report does not know."""
-
-
 def _transcripts(
     result: StudyResult,
     prompts: Sequence[Prompt],
     completions: Sequence[Completion],
     verdicts: Sequence[Verdict],
 ) -> Transcripts:
-    specs = [
-        {
-            "spec": row.spec,
-            "label": f"clamp {words.number(row.value)} (latent {latent})",
-            "kind": kind,
-            "best": kind == "steered" and row.value == result.best_value,
-        }
+    """The unsteered model beside every value of the latent and of the control."""
+    judged = Judged(verdicts, verdicts[-1].judge if verdicts else "")
+    base = Spoken(UNSTEERED, UNSTEERED, "", {})
+    others = [
+        Spoken(
+            row.spec,
+            f"{kind}, clamp {words.number(row.value)} (latent {latent})",
+            kind,
+            {},
+            kind == "steered" and row.value == result.best_value,
+        )
         for kind, latent, rows in (
             ("steered", result.latent, result.rows),
             ("control", result.control_latent, result.control_rows),
@@ -113,56 +105,22 @@ def _transcripts(
         for row in rows
         if row.spec != UNSTEERED
     ]
-    judged = {(verdict.prompt, verdict.spec): verdict for verdict in verdicts}
-    outputs: dict[str, dict[str, Any]] = {str(item["spec"]): {} for item in specs}
-    outputs[UNSTEERED] = {}
+    sides = {side.key: side for side in (base, *others)}
     known = {prompt.id for prompt in prompts}
     left_out = 0
     for item in completions:
-        if item.spec not in outputs or item.prompt not in known:
+        if item.spec not in sides or item.prompt not in known:
             left_out += 1
             continue
-        verdict = judged.get((item.prompt, item.spec))
-        outputs[item.spec][item.prompt] = {
-            "text": item.text,
-            "tokens": item.tokens,
-            "stop": item.stop,
-            "label": verdict.label if verdict else "unscored",
-            "judge": verdict.judge if verdict else "",
-            "evidence": verdict.evidence if verdict else "no verdict was recorded",
-        }
-    spoken = {prompt for texts in outputs.values() for prompt in texts}
-    shown = [prompt for prompt in prompts if prompt.id in spoken]
-    system = _shared_system(shown)
-    payload = {
-        "unsteered": UNSTEERED,
-        "sets": SETS,
-        "specs": specs,
-        "prompts": [
-            {
-                "id": prompt.id,
-                "set": _set_of(prompt),
-                "category": prompt.category,
-                "twin": prompt.twin,
-                "text": prompt.text,
-                "earlier": [[turn.role, turn.content] for turn in prompt.messages[bool(system) : -1]],
-            }
-            for prompt in shown
-        ],
-        "outputs": outputs,
-    }
-    return Transcripts(payload, system, left_out)
+        sides[item.spec].answers[item.prompt] = judged.answer(item)
+    facets = {"set": "Set", "category": "Category"}
+    return viewer(prompts, base, others, SETS, _set_of, facets, judged.judges, left_out)
 
 
 def _set_of(prompt: Prompt) -> str:
     if prompt.intent == "harmful":
         return "harmful"
     return "lookalike" if prompt.twin or "lookalike" in prompt.source.replace("-", "").lower() else "plain"
-
-
-def _shared_system(prompts: Sequence[Prompt]) -> str:
-    first = {turn.content if (turn := prompt.messages[0]).role == "system" else "" for prompt in prompts}
-    return first.pop() if len(first) == 1 else ""
 
 
 class Group(NamedTuple):

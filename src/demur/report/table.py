@@ -78,7 +78,7 @@ def table(result: StudyResult, width: int | None = None) -> "Table":
     `width`: columns to fit, the terminal's when not given. From about 150 on a row takes one line, from 100
     two, from 80 three; a cell breaks between its parts, never inside one.
     """
-    return _fitting(lambda lines: _layout(result, lines), width)
+    return fitting(lambda lines: _layout(result, lines), width)
 
 
 def discovery_line(discovery: Discovery) -> str:
@@ -110,24 +110,24 @@ def discovery_table(discovery: Discovery, width: int | None = None) -> "Table":
     A terminal of 80 columns shows no efficiency, which is the change on harmful prompts over KL. Log-odds have two
     decimals here, the page more where they are small.
     """
-    return _fitting(lambda lines: _discovery_layout(discovery, lines), width, most=4)
+    return fitting(lambda lines: _discovery_layout(discovery, lines), width, most=4)
 
 
 def ranking_table(rankings: Sequence[LatentRanking], top: int, width: int | None = None) -> "Table":
     """The first `top` latents of each ranking side by side, each with its score; `width` as for `table`."""
 
     def layout(lines: int) -> "Table":
-        grid = _grid(lines)
+        grid = new_grid(lines)
         grid.add_column("place", justify="right")
         for one in rankings:
-            grid.add_column(_plain(f"{one.method}\n{number(len(one.scores))} ranked"), no_wrap=True)
+            grid.add_column(plain_text(f"{one.method}\n{number(len(one.scores))} ranked"), no_wrap=True)
         for place in range(min(top, max((len(one.scores) for one in rankings), default=0))):
             cells = (one.scores[place] if place < len(one.scores) else None for one in rankings)
             grid.add_row(str(place + 1), *(_score(item, "  " if lines == 1 else "\n") for item in cells))
         grid.caption = "Latent and score, best first. Scores of different methods have different units."
         return grid
 
-    return _fitting(layout, width)
+    return fitting(layout, width)
 
 
 def _score(item: LatentScore | None, gap: str) -> str:
@@ -135,7 +135,7 @@ def _score(item: LatentScore | None, gap: str) -> str:
 
 
 def _discovery_layout(discovery: Discovery, lines: int) -> "Table":
-    grid = _grid(lines)
+    grid = new_grid(lines)
     gap = " " if lines == 1 else "\n"
     grid.add_column("select split", max_width=12 if lines > 2 else None)
     for name in (f"harmful{gap}refused", f"plain{gap}refused", f"harmful{gap}log-odds", f"plain{gap}log-odds", "KL"):
@@ -151,7 +151,9 @@ def _discovery_layout(discovery: Discovery, lines: int) -> "Table":
         for place, one in enumerate(effects):
             won = effects is discovery.finalists
             wins = share(discovery.resampled.get(one.label, float("nan"))) if won else "-"
-            grid.add_row(_plain(one.label), *_effect(one, lines), wins, style="bold" if won and not place else style)
+            grid.add_row(
+                plain_text(one.label), *_effect(one, lines), wins, style="bold" if won and not place else style
+            )
         grid.add_section()
     best = discovery.finalists[0] if discovery.finalists else None
     grid.caption = (
@@ -166,7 +168,7 @@ def _effect(one: Effect, lines: int) -> list[str]:
     rates = [rate_parts(rate) if rate else ("-",) for rate in (one.harmful_refused, one.benign_refused)]
     odds = [_two_decimals(x) for x in (one.harmful, one.benign)]
     costs = [span_parts(x.value, x.low, x.high) for x in ((one.kl, one.efficiency) if lines < 4 else (one.kl,))]
-    return _joined([*rates, *odds, *costs], lines)
+    return joined([*rates, *odds, *costs], lines)
 
 
 def _two_decimals(x: Estimate) -> tuple[str, ...]:
@@ -176,14 +178,14 @@ def _two_decimals(x: Estimate) -> tuple[str, ...]:
     return (f"{x.value:.2f}", *ends)
 
 
-def _plain(text: str) -> "Text":
+def plain_text(text: str) -> "Text":
     """`text` with brackets as they are, never read as markup."""
     from rich.text import Text
 
     return Text(text)
 
 
-def _fitting(layout: Callable[[int], "Table"], width: int | None, most: int = 3) -> "Table":
+def fitting(layout: Callable[[int], "Table"], width: int | None, most: int = 3) -> "Table":
     """The first of `layout(1)` to `layout(most)`, ever narrower, that fits `width` columns, else the last."""
     from rich import get_console
     from rich.measure import Measurement
@@ -197,7 +199,7 @@ def _fitting(layout: Callable[[int], "Table"], width: int | None, most: int = 3)
     return next(fits, None) or layout(most)
 
 
-def _grid(lines: int) -> "Table":
+def new_grid(lines: int) -> "Table":
     from rich import box
     from rich.table import Table
 
@@ -207,7 +209,7 @@ def _grid(lines: int) -> "Table":
 
 
 def _layout(result: StudyResult, lines: int) -> "Table":
-    grid = _grid(lines)
+    grid = new_grid(lines)
     for name in ("latent", "value"):
         grid.add_column(name, justify="right")
     gap = " " if lines == 1 else "\n"
@@ -232,10 +234,10 @@ def _layout(result: StudyResult, lines: int) -> "Table":
 
 def _cells(row: StudyRow, lines: int) -> list[str]:
     rates = (row.harmful_refused, row.benign_refused, row.lookalike_refused, row.degenerate, row.capability)
-    return _joined([*map(rate_parts, rates), span_parts(row.kl, row.kl_low, row.kl_high)], lines)
+    return joined([*map(rate_parts, rates), span_parts(row.kl, row.kl_low, row.kl_high)], lines)
 
 
-def _joined(cells: Sequence[tuple[str, ...]], lines: int) -> list[str]:
+def joined(cells: Sequence[tuple[str, ...]], lines: int) -> list[str]:
     """The parts of each cell over so many lines."""
     if lines == 1:
         return [" ".join(parts) for parts in cells]
