@@ -34,8 +34,13 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def track(what: str, total: float, unit: str = "") -> Iterator[Callable[[float], None]]:
-    """Progress of `what` towards `total`; the block calls the yielded function with each amount done."""
+def track(
+    what: str, total: float, unit: str = "", note: Callable[[], str] = lambda: ""
+) -> Iterator[Callable[[float], None]]:
+    """Progress of `what` towards `total`; the block calls the yielded function with each amount done.
+
+    `note`: what else to show, asked for each time; for instance a running rate.
+    """
     if not _visible.get() or total <= 0:
         yield lambda amount: None
     elif sys.stderr.isatty():
@@ -49,15 +54,16 @@ def track(what: str, total: float, unit: str = "") -> Iterator[Callable[[float],
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda amount: bar.advance(task, amount)
+            task = bar.add_task(what, total=total, note="")
+            yield lambda amount: bar.update(task, advance=amount, note=note())
     else:
-        yield _lines(what, total, unit)
+        yield _lines(what, total, unit, note)
 
 
-def _lines(what: str, total: float, unit: str) -> Callable[[float], None]:
+def _lines(what: str, total: float, unit: str, note: Callable[[], str]) -> Callable[[float], None]:
     start = last = before = time.monotonic()
     done = worked = 0.0
 
@@ -71,8 +77,9 @@ def _lines(what: str, total: float, unit: str) -> Callable[[float], None]:
         if now - last >= _LINE_EVERY and worked > 0:
             last = now
             left = (now - start) / worked * (total - done)
+            more = f"; {said}" if (said := note()) else ""
             print(
-                f"  {what}: {done:,.0f}/{total:,.0f} {unit} about {left:.0f} s left",
+                f"  {what}: {done:,.0f}/{total:,.0f} {unit} about {left:.0f} s left{more}",
                 file=sys.stderr,
                 flush=True,
             )

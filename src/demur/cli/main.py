@@ -34,6 +34,8 @@ from demur.verbs.config import (
     StudyConfig,
     Verify,
 )
+from demur.verbs.eval_config import Compare, Eval, Reproduce, Suites
+from demur.verbs.judge_config import JudgeRun, JudgeValidate
 
 ERROR, INTERRUPTED = 1, 130
 
@@ -48,6 +50,16 @@ class Sae:
         | Annotated[SaeMeasure, tyro.conf.subcommand("measure")]
         | Annotated[SaeInspect, tyro.conf.subcommand("inspect")]
         | Annotated[SaeConvert, tyro.conf.subcommand("convert")],
+        tyro.conf.arg(name=""),
+    ]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judge the saved answers of a run again (`demur judge FOLDER`), or measure a judge against people."""
+
+    verb: Annotated[
+        Annotated[JudgeRun, tyro.conf.subcommand("run")] | Annotated[JudgeValidate, tyro.conf.subcommand("validate")],
         tyro.conf.arg(name=""),
     ]
 
@@ -75,8 +87,8 @@ def main(arguments: Sequence[str]) -> int:
     except DemurError as error:
         return _fail(str(error), type(error).__name__, as_json, ERROR)
     except KeyboardInterrupt:
-        goes_on = {"study", "rank", "select", "sae"} & set(arguments)
-        rest = "the same command goes on from here" if goes_on else "nothing was kept"
+        goes_on = {"study", "rank", "select", "eval", "judge", "reproduce", "sae"} & set(arguments)
+        rest = "the same command goes on from here" if goes_on and "validate" not in arguments else "nothing was kept"
         return _fail(f"interrupted; {rest}", "Interrupted", as_json, INTERRUPTED)
 
 
@@ -104,21 +116,47 @@ def _parse_once(arguments: Sequence[str], study_default: Study) -> Any:
     rank = Annotated[Rank, tyro.conf.subcommand("rank")]
     select = Annotated[Select, tyro.conf.subcommand("select")]
     latent = Annotated[Latent, tyro.conf.subcommand("latent")]
+    evaluate = Annotated[Eval, tyro.conf.subcommand("eval")]
+    compare = Annotated[Compare, tyro.conf.subcommand("compare")]
+    reproduce = Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+    suites = Annotated[Suites, tyro.conf.subcommand("suites")]
+    judge = Annotated[Judge, tyro.conf.subcommand("judge")]
     sae = Annotated[Sae, tyro.conf.subcommand("sae")]
     chosen: Any = tyro.cli(
-        study | rank | select | latent | generate | chat | verify | export | sae,
+        study
+        | rank
+        | select
+        | latent
+        | evaluate
+        | compare
+        | reproduce
+        | suites
+        | judge
+        | generate
+        | chat
+        | verify
+        | export
+        | sae,
         prog="demur",
         description="Steer what a language model refuses with SAE latents, and measure what it costs.",
-        args=list(arguments) or ["--help"],
+        args=_spelled_out(arguments) or ["--help"],
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    return chosen.verb if isinstance(chosen, Sae) else chosen
+    return chosen.verb if isinstance(chosen, Sae | Judge) else chosen
+
+
+def _spelled_out(arguments: Sequence[str]) -> list[str]:
+    """`demur judge FOLDER` is short for `demur judge run FOLDER`: tyro has no default for a subcommand with a place."""
+    words = list(arguments)
+    if words[:1] == ["judge"] and words[1:] and words[1] not in ("run", "validate", "-h", "--help"):
+        words.insert(1, "run")
+    return words
 
 
 def _call(verb: Any) -> int:
     """Run the verb and return the exit code; each imports what it needs, so that the help of none waits for torch."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from demur.cli import show
+    from demur.cli import show, show_eval, show_judge
 
     match verb:
         case Study():
@@ -177,6 +215,30 @@ def _call(verb: Any) -> int:
             from demur.verbs.latent import latent
 
             show.show_cards(latent(verb), verb.json)
+        case Eval():
+            from demur.verbs.evaluate import evaluate
+
+            show_eval.show_evaluation(evaluate(verb), verb.json)
+        case Compare():
+            from demur.verbs.compare import compare
+
+            show_eval.show_compared(compare(verb), verb.format, verb.json)
+        case Reproduce():
+            from demur.verbs.reproduce import reproduce
+
+            show_eval.show_reproduced(reproduce(verb), verb.json)
+        case Suites():
+            from demur.verbs.suites import suites
+
+            show_eval.show_suites(suites(verb), verb.json)
+        case JudgeRun():
+            from demur.verbs.judge import judge_run
+
+            show_judge.show_judged(judge_run(verb), verb.json)
+        case JudgeValidate():
+            from demur.verbs.judge_validate import judge_validate
+
+            show_judge.show_validation(judge_validate(verb), verb.json)
     return 0
 
 

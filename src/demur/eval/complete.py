@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from demur.lm.batches import batches
@@ -11,7 +11,9 @@ from demur.lm.generate import generate
 from demur.lm.load import LanguageModel
 from demur.record import append_jsonl, read_jsonl
 from demur.sae.base import Sae
+from demur.sae.store import LoadedSae
 from demur.spec import SteeringSpec
+from demur.steering.direction import Direction
 from demur.steering.steer import steer
 from demur.types import Completion, Prompt
 
@@ -35,20 +37,27 @@ class Completions:
         """Every completion so far."""
         return list(self._rows.values())
 
+    def add(self, rows: Sequence[Completion]) -> None:
+        """Keep completions that were made elsewhere, but for those that are here."""
+        new = [row for row in rows if (row.spec, row.prompt) not in self._rows]
+        append_jsonl(self._path, new)
+        self._rows |= {(row.spec, row.prompt): row for row in new}
+
     def complete(
         self,
         lm: LanguageModel,
         prompts: Sequence[Prompt],
         spec: SteeringSpec | Sequence[SteeringSpec],
-        saes: dict[str, Sae],
+        saes: Mapping[str, Sae] | Sequence[LoadedSae],
         system: str,
         max_new_tokens: int,
         batch_size: int,
         advance: Callable[[float], None] = lambda amount: None,
+        directions: Sequence[Direction] = (),
     ) -> list[Completion]:
-        """Complete all `prompts` under `spec`, or each under its own; `saes` maps hashes to SAEs.
+        """Complete all `prompts` under `spec`, or each under its own.
 
-        A spec's system prompt stands in place of `system`.
+        `saes` and `directions`: what the specs name by hash. A spec's system prompt stands in place of `system`.
         """
         specs = [spec] * len(prompts) if isinstance(spec, SteeringSpec) else list(spec)
         rows = [
@@ -57,7 +66,8 @@ class Completions:
         keys = [(one.hash, prompt.id) for one, prompt in zip(specs, prompts, strict=True)]
         for batch in batches([len(row) for row in rows], batch_size):
             if any(keys[i] not in self._rows for i in batch):
-                with steer(lm.model, spec if isinstance(spec, SteeringSpec) else [specs[i] for i in batch], saes):
+                each = spec if isinstance(spec, SteeringSpec) else [specs[i] for i in batch]
+                with steer(lm, each, saes, directions=directions):
                     answers = generate(lm, [rows[i] for i in batch], max_new_tokens)
                 made = [
                     Completion(prompts[i].id, keys[i][0], answer.text, len(answer.ids), answer.stop)

@@ -13,7 +13,7 @@ from typing import Literal
 from demur.record import append_jsonl, read_jsonl
 from demur.types import Measurement
 
-Name = Literal["capability", "kl", "log_odds"]
+Name = Literal["capability", "kl", "kl_first", "nll", "log_odds"]
 
 
 class Measurements:
