@@ -91,7 +91,7 @@ def foot(comparisons: Sequence[Comparison], mark: str = "") -> list[str]:
     return [
         f"Base: {listed(sorted({block.base for block in blocks(comparisons)}))}.",
         "Differences are paired, in points, with their 95 % interval; n: items scored on both sides.",
-        "p: adjusted by Holm over all rows of a side.",
+        "p: adjusted by Holm over all rows of all sides.",
         *(f"Judge: {printable(judge)}." for judge in sorted({one.judge for one in comparisons}) if judge),
         *(f"kept: a loss of {100 * margin:g} points or more is excluded." for margin in margins),
         *([f"Left out, as unscored on a side: {'; '.join(out)}."] if out else []),

@@ -36,8 +36,8 @@ from demur.verbs.run_folder import alone, claim
 REPRODUCE, REUSED = "reproduce.json", "reused.jsonl"
 _WRITES = ("gsm8k", "truthfulqa_gen")
 """How the names of tasks begin in which text is written: under one spec at a time, as specs have nothing in common."""
-_CHOICES = 16
-"""Rows scored together in the other tasks."""
+_TEXTS, _CHOICES = 32, 16
+"""Rows written together, and scored together in the other tasks. Contexts are long: 128 of GSM8K fill 16 GB."""
 
 
 def evaluate(config: Eval, specs: Sequence[Named] | None = None) -> Evaluation:
@@ -215,7 +215,7 @@ def _tasks(going: Evaluating) -> list[TaskSample]:
                 [task.name],
                 going.config.data_dir,
                 task.limit,
-                going.config.batch_size if writes else _CHOICES,
+                _TEXTS if writes else _CHOICES,
                 directions=going.directions,
                 chat=going.config.chat,
             )
