@@ -5,11 +5,11 @@ First-token KL is what other tools report; it misses text that breaks later, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from demur.eval.measurements import Measurements
+from demur.eval.measurements import Measurements, Name
 from demur.lm.attach import prompt_lengths
 from demur.lm.batches import Padded, Row, batches, pad
 from demur.lm.load import LanguageModel
@@ -40,35 +40,32 @@ def divergence(
 
     `asked`: by system prompt, the items' prompt token ids under a spec that brings that system prompt.
     """
-    for chosen in batches([len(items[i][1]) + len(items[i][2]) for i in range(len(items))], batch_size):
-        ids = [items[i][0] for i in chosen]
-        waiting = [spec for spec in specs if not measurements.has("kl", spec.hash, ids)]
-        if waiting:
-            answers = [items[i][2] for i in chosen]
-            last = max(len(answer) for answer in answers)
+    prompts: dict[str, Sequence[Row]] = {**(asked or {}), "": [prompt for _, prompt, _ in items]}
+    lengths = [len(prompt) + len(answer) for _, prompt, answer in items]
+    ids = [item for item, _, _ in items]
+    for chosen, waiting in _unmeasured("kl", ids, lengths, specs, measurements, batch_size, advance):
+        answers = [items[i][2] for i in chosen]
+        last = max(len(answer) for answer in answers)
 
-            def read(rows: Sequence[Row], answers: Sequence[Row] = answers) -> tuple[Padded, Reading]:
-                whole = [[*row, *answer[:-1]] for row, answer in zip(rows, answers, strict=True)]
-                padded = pad(lm, whole, side="left")
-                return padded, read_padded(lm, hookpoint, padded)
+        def read(system: str, chosen: Sequence[int] = chosen) -> tuple[Padded, Reading]:
+            padded = pad(lm, [[*prompts[system][i], *items[i][2][:-1]] for i in chosen], side="left")
+            return padded, read_padded(lm, hookpoint, padded)
 
-            own = read([items[i][1] for i in chosen])
-            base = log_probs_from(lm, hookpoint, *own, last)
-            for spec in waiting:
-                other = read([asked[spec.system][i] for i in chosen]) if asked and spec.system in asked else own
-                rows_asked = asked[spec.system] if asked and spec.system in asked else [item[1] for item in items]
-                ends = torch.tensor([len(rows_asked[i]) for i in chosen], device=lm.device)
-                with steer(lm, spec, saes, directions=directions), prompt_lengths(lm.model, ends):
-                    moved = spec.edits or other is not own
-                    steered = log_probs_from(lm, hookpoint, *other, last) if moved else base
-                kl = torch.nn.functional.kl_div(steered, base, reduction="none", log_target=True).sum(-1).cpu().double()
-                tails = [kl[row, last - len(answer) :] for row, answer in enumerate(answers)]
-                rows = list(zip(ids, tails, strict=True))
-                measurements.add(
-                    [Measurement("kl_first", item, spec.hash, float(tail[0])) for item, tail in rows]
-                    + [Measurement("kl", item, spec.hash, float(tail.mean())) for item, tail in rows]
-                )
-        advance(len(chosen) * len(specs))
+        own = read("")
+        base = log_probs_from(lm, hookpoint, *own, last)
+        for spec in waiting:
+            system = spec.system if spec.system in prompts else ""
+            other = read(system) if system else own
+            ends = torch.tensor([len(prompts[system][i]) for i in chosen], device=lm.device)
+            with steer(lm, spec, saes, directions=directions), prompt_lengths(lm.model, ends):
+                steered = log_probs_from(lm, hookpoint, *other, last) if spec.edits or system else base
+            kl = torch.nn.functional.kl_div(steered, base, reduction="none", log_target=True).sum(-1).cpu().double()
+            tails = [kl[row, last - len(answer) :] for row, answer in enumerate(answers)]
+            rows = [(ids[i], tail) for i, tail in zip(chosen, tails, strict=True)]
+            measurements.add(
+                [Measurement("kl_first", item, spec.hash, float(tail[0])) for item, tail in rows]
+                + [Measurement("kl", item, spec.hash, float(tail.mean())) for item, tail in rows]
+            )
 
 
 def perplexity(
@@ -86,21 +83,37 @@ def perplexity(
 
     All of a text counts as prompt: a spec that steers only what the model writes changes nothing here.
     """
-    for chosen in batches([len(row) for _, row in texts], batch_size):
-        ids = [texts[i][0] for i in chosen]
-        waiting = [spec for spec in specs if not measurements.has("nll", spec.hash, ids)]
-        if waiting:
-            rows = [list(texts[i][1]) for i in chosen]
-            padded = pad(lm, [row[:-1] for row in rows], side="left")
-            last = padded.ids.shape[1]
-            reading = read_padded(lm, hookpoint, padded)
-            for spec in waiting:
-                with steer(lm, spec, saes, directions=directions):
-                    log_probs = log_probs_from(lm, hookpoint, padded, reading, last)
-                values = []
-                for place, row in enumerate(rows):
-                    wanted = torch.tensor(row[1:], device=log_probs.device)
-                    said = log_probs[place, last - len(wanted) :].gather(-1, wanted[:, None])
-                    values.append(-float(said.double().mean()))
-                measurements.add([Measurement("nll", item, spec.hash, v) for item, v in zip(ids, values, strict=True)])
+    lengths = [len(row) for _, row in texts]
+    for chosen, waiting in _unmeasured("nll", [i for i, _ in texts], lengths, specs, measurements, batch_size, advance):
+        padded = pad(lm, [texts[i][1][:-1] for i in chosen], side="left")
+        last = padded.ids.shape[1]
+        reading = read_padded(lm, hookpoint, padded)
+        for spec in waiting:
+            with steer(lm, spec, saes, directions=directions):
+                log_probs = log_probs_from(lm, hookpoint, padded, reading, last)
+            found = []
+            for place, (item, row) in enumerate(texts[i] for i in chosen):
+                wanted = torch.tensor(row[1:], device=log_probs.device)
+                said = log_probs[place, last - len(wanted) :].gather(-1, wanted[:, None])
+                found.append(Measurement("nll", item, spec.hash, -float(said.double().mean())))
+            measurements.add(found)
+
+
+def _unmeasured(
+    name: Name,
+    ids: Sequence[str],
+    lengths: Sequence[int],
+    specs: Sequence[SteeringSpec],
+    measurements: Measurements,
+    batch_size: int,
+    advance: Callable[[float], None],
+) -> Iterator[tuple[list[int], list[SteeringSpec]]]:
+    """Batches of items of similar length, each with the specs under which some item of it has no measurement `name`.
+
+    Every batch counts as done, under all specs, when the next one is asked for.
+    """
+    for chosen in batches(lengths, batch_size):
+        mine = [ids[i] for i in chosen]
+        if waiting := [spec for spec in specs if not measurements.has(name, spec.hash, mine)]:
+            yield chosen, waiting
         advance(len(chosen) * len(specs))

@@ -7,12 +7,10 @@ does not know one steered model from another.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +35,15 @@ def run_tasks(
     lm: LanguageModel,
     spec: SteeringSpec | Sequence[SteeringSpec],
     saes: Mapping[str, Sae] | Sequence[LoadedSae],
-    tasks: Sequence[str],
+    tasks: Sequence[str] | Mapping[str, Any],
     data_dir: Path | None = None,
     limit: int = 0,
     batch_size: int = 16,
     directions: Sequence[Direction] = (),
     chat: bool = False,
 ) -> list[TaskSample]:
-    """Run lm-eval's `tasks` under `spec`, or under each of several, which is cheaper than one after the other.
+    """Run lm-eval's `tasks`, names or what `load_tasks` gives, under `spec`, or under each of several, which is cheaper
+    than one after the other.
 
     `data_dir`: folder of data sets; what it lacks comes from the hub. `limit`: only the first so many documents of each
     task, of MMLU of each subject; 0 for all. `chat`: few-shot examples as turns of a conversation in the model's chat
@@ -67,11 +66,11 @@ def run_tasks(
     from lm_eval.evaluator import evaluate
 
     from demur.eval.steered_lm import SteeredLM, Together
-    from demur.eval.tasks import load_tasks, seed_shots
+    from demur.eval.tasks import load_tasks, quiet, seed_shots
 
     found: list[TaskSample] = []
-    with _quiet(), _seeded():
-        loaded = load_tasks(tasks, data_dir)
+    with quiet(), _seeded():
+        loaded = tasks if isinstance(tasks, Mapping) else load_tasks(tasks, data_dir)
         for system in dict.fromkeys(one.system for one in specs):
             group = [one for one in specs if one.system == system]
             together = Together(lm, group, saes, batch_size, directions)
@@ -105,8 +104,9 @@ def steered_lm(
     """
     require_lm_eval()
     from demur.eval.steered_lm import SteeredLM, Together
+    from demur.eval.tasks import quiet
 
-    with _quiet():
+    with quiet():
         return SteeredLM(Together(lm, [spec], saes, batch_size, directions), max_length=max_length)
 
 
@@ -144,42 +144,6 @@ def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield f"{metric}{suffix}", float(value)
     if suffix:
         yield f"parsed{suffix}", float("[invalid]" not in row["filtered_resps"])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No notices and bars of lm-eval and datasets, as progress is shown by ours; and lm-eval compiles each of its
-    templates once instead of for every document."""
-    import datasets
-    import lm_eval.api.task
-    import lm_eval.utils
-
-    log = logging.getLogger("lm_eval")
-    level, bars = log.level, datasets.are_progress_bars_disabled()
-    templates = lm_eval.utils.env
-    log.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    try:
-        with (
-            _instead(lm_eval.api.task, "tqdm", lambda items, **_: items),  # it has no switch of its own
-            _instead(templates, "from_string", lru_cache(templates.from_string)),
-        ):
-            yield
-    finally:
-        log.setLevel(level)
-        if not bars:
-            datasets.enable_progress_bars()
-
-
-@contextmanager
-def _instead(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """`value` in place of an attribute, inside the block."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 @contextmanager

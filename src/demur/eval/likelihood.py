@@ -10,7 +10,7 @@ A continuation counts as written by the model: `generation` steers its tokens, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from itertools import accumulate
@@ -32,8 +32,9 @@ from demur.sae.base import Sae
 from demur.sae.store import LoadedSae
 from demur.spec import SteeringSpec
 from demur.steering.direction import Direction
+from demur.steering.edits_at import lowest_hookpoint
 from demur.steering.steer import steer
-from demur.types import Hookpoint, parse_hookpoint
+from demur.types import Hookpoint
 
 _BATCHES = 16
 """Full batches that go on from one cache; the residuals of all of them are kept for the other specs."""
@@ -81,7 +82,7 @@ def log_likelihoods(
     found = [[Score(0.0, False)] * len(requests) for _ in specs]
     for family in families(of_context, batch_size * _BATCHES):
         texts = [_Text(context, [requests[i].continuation for i in of_context[context]]) for context in family.contexts]
-        passes = _Passes(lm, _lowest(specs) if len(specs) > 1 else None)
+        passes = _Passes(lm, lowest_hookpoint(specs) if len(specs) > 1 else None)
         for spec, scores in zip(specs, found, strict=True):
             with steer(lm, spec, saes, directions=directions):
                 for batch in _scores(lm, passes, family.shared, texts, batch_size):
@@ -91,13 +92,6 @@ def log_likelihoods(
                     advance(sum(len(some) for _, some in batch))
             passes.again()
     return found
-
-
-def _lowest(specs: Iterable[SteeringSpec]) -> Hookpoint | None:
-    """The lowest place where some spec edits or decides."""
-    places = [edit.hookpoint for spec in specs for edit in spec.edits]
-    places += [spec.gate.hookpoint for spec in specs if spec.edits and spec.gate]
-    return min(map(parse_hookpoint, places), key=lambda place: place.block, default=None)
 
 
 class _Passes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from demur.errors import InputError, NotFoundError
 from demur.record import from_json, read_json, read_jsonl
 from demur.results import Side
-from demur.types import Completion, Measurement, Prompt, Run, TaskSample, Verdict
+from demur.types import Completion, Measurement, Prompt, Run, TaskSample, Verdict, stable_hash
 
 RUN, PROMPTS, SIDES, RESULT = "run.json", "prompts.jsonl", "sides.json", "evaluation.json"
 COMPLETIONS, VERDICTS, SAMPLES = "completions.jsonl", "verdicts.jsonl", "samples"
@@ -44,6 +45,11 @@ class Saved(NamedTuple):
             if one.spec == spec:
                 found.setdefault(one.name, {})[one.item] = one.value
         return found
+
+
+def text_hashes(completions: Iterable[Completion]) -> dict[str, str]:
+    """By SPEC/PROMPT a hash of each answer's text, which tells whether it is the same without keeping it."""
+    return {f"{one.spec}/{one.prompt}": stable_hash(one.text) for one in completions}
 
 
 def read_run(folder: Path, mend: bool = False) -> Saved:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -286,7 +289,7 @@ def load_tasks(names: Iterable[str], data_dir: Path | None = None) -> dict[str, 
     from lm_eval.tasks import TaskManager
 
     tasks = list(dict.fromkeys(task for name in names for task in members(name)))
-    with tempfile.TemporaryDirectory(prefix="demur-tasks-") as folder:
+    with quiet(), tempfile.TemporaryDirectory(prefix="demur-tasks-") as folder:
         others = set(tasks) - set(write_overrides(Path(folder), tasks, data_dir))
         if others:
             progress.say(f"looking for {', '.join(sorted(others))} among all tasks of lm-eval")
@@ -345,3 +348,39 @@ def _how(task: str) -> str:
     source = source_of(_SHIPPED.get(task, ("", task))[1])
     names = " and ".join(source.files[split][0] for split in source.needs)
     return f"put {names} into {source.folders[0]}/ in a folder and give that as --data-dir"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No notices and bars of lm-eval and datasets, as progress is shown by ours; and lm-eval compiles each of its
+    templates once instead of for every document."""
+    import datasets
+    import lm_eval.api.task
+    import lm_eval.utils
+
+    log = logging.getLogger("lm_eval")
+    level, bars = log.level, datasets.are_progress_bars_disabled()
+    templates = lm_eval.utils.env
+    log.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        with (
+            _instead(lm_eval.api.task, "tqdm", lambda items, **_: items),  # it has no switch of its own
+            _instead(templates, "from_string", lru_cache(templates.from_string)),
+        ):
+            yield
+    finally:
+        log.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def _instead(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`value` in place of an attribute, inside the block."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

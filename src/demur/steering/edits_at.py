@@ -1,4 +1,4 @@
-"""The edits at one hookpoint of all specs of a batch, gathered by the SAE or direction they go through."""
+"""Where specs edit, and the edits at one hookpoint of all specs, gathered by the SAE or direction they go through."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from demur.spec import DirectionEdit, Edit, SteeringSpec
 from demur.steering.artefacts import Artefacts
 from demur.steering.layer import DirectionEdits, Edits, SaeEdits
 from demur.types import Hookpoint, parse_hookpoint
+
+
+def lowest_hookpoint(specs: Sequence[SteeringSpec]) -> Hookpoint | None:
+    """The lowest place where one of `specs` edits or decides, below which nothing differs; None if none does."""
+    places = [edit.hookpoint for spec in specs for edit in spec.edits]
+    places += [spec.gate.hookpoint for spec in specs if spec.edits and spec.gate]
+    return min(map(parse_hookpoint, places), key=lambda place: place.block, default=None)
 
 
 def edits_at(place: Hookpoint, specs: Sequence[SteeringSpec], found: Artefacts) -> list[Edits]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from demur.errors import InputError
 from demur.eval.compare import comparisons, damage, groups, harms, refusals, tasks
 from demur.eval.judge_error import rogan_gladen
-from demur.eval.rows import ANY
+from demur.eval.rows import ANY, refused_rate
 from demur.eval.saved import Saved, read_run
 from demur.eval.statistics import rate
 from demur.record import read_json, write_text
@@ -160,9 +160,7 @@ def _corrected(file: Path, prompts: list[Prompt], base: _Of, other: _Of, judge: 
         said = []
         for one in (base, other):
             verdicts = one.run.said(one.side.spec, judge)
-            labels = [verdicts[p.id].label for p in some if p.id in verdicts]
-            scored = [label for label in labels if label != "unscored"]
-            seen = rate(sum(label in ANY for label in scored), len(scored))
+            seen = refused_rate([verdicts[p.id].label for p in some if p.id in verdicts], ANY)
             true = rogan_gladen(seen, sensitivity, specificity, seed)
             said.append(f"{100 * true.value:.1f} % [{100 * true.low:.1f}, {100 * true.high:.1f}]")
         notes.append(

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from demur import progress
-from demur.eval.rows import ANY, FULL
-from demur.eval.statistics import bootstrap_mean, bootstrap_ratio, rate
+from demur.eval.rows import ANY, FULL, refused_rate
+from demur.eval.statistics import bootstrap_mean, bootstrap_ratio
 from demur.features.halving import halve, surely_worse
 from demur.features.proposers.union import union
 from demur.spec import SteeringSpec
-from demur.types import Effect, Estimate, Label, LatentRanking, LatentScore, Rate
+from demur.types import Effect, Estimate, Label, LatentRanking, LatentScore
 from demur.verbs.finding import Finding
 
 _SPARE = 3
@@ -164,12 +164,6 @@ def judge_spec(finding: Finding, candidate: Candidate, spec: SteeringSpec) -> Ju
     """The labels of whole answers to all select prompts under `spec`."""
     harmful, benign = (finding.labels(prompts, [spec])[0] for prompts in (finding.screened, finding.plain))
     return Judged(candidate, harmful, benign)
-
-
-def refused_rate(labels: Sequence[Label], counts: frozenset[Label]) -> Rate:
-    """Refused / scored."""
-    scored = [label for label in labels if label != "unscored"]
-    return rate(sum(label in counts for label in scored), len(scored))
 
 
 def _share(labels: Sequence[Label], counts: frozenset[Label]) -> float:

@@ -6,7 +6,6 @@ Nothing is chosen here: what is evaluated was chosen before, on other prompts.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections import Counter, defaultdict
@@ -18,8 +17,8 @@ from demur import progress
 from demur.eval.compare import family, groups, is_share
 from demur.eval.divergence import divergence, perplexity
 from demur.eval.harness import run_tasks
-from demur.eval.rows import ANY, FULL
-from demur.eval.saved import COMPLETIONS, PROMPTS, RESULT, SAMPLES, SIDES, VERDICTS
+from demur.eval.rows import ANY, FULL, refused_rate
+from demur.eval.saved import COMPLETIONS, PROMPTS, RESULT, SAMPLES, SIDES, VERDICTS, text_hashes
 from demur.eval.statistics import Interval, bootstrap_mean, rate
 from demur.judges.rules import RulesJudge
 from demur.lm.batches import Row
@@ -30,8 +29,9 @@ from demur.spec import SteeringSpec
 from demur.types import UNSTEERED, Completion, Estimate, Run, TaskSample, Verdict
 from demur.verbs.compare import compare
 from demur.verbs.eval_config import Compare, Eval
-from demur.verbs.evaluating import Evaluating, Named, begin
+from demur.verbs.evaluating import Evaluating, begin
 from demur.verbs.run_folder import alone, claim
+from demur.verbs.sides import Named
 
 REPRODUCE, REUSED = "reproduce.json", "reused.jsonl"
 _WRITES = ("gsm8k", "truthfulqa_gen")
@@ -110,13 +110,8 @@ class _Judging:
         """The running rates of one spec, with their intervals."""
         said = []
         for intent, counts in (("harmful", FULL), ("benign", ANY)):
-            labels = [
-                v.label
-                for (s, p), v in self.verdicts.items()
-                if s == spec and v.label != "unscored" and self._prompts[p].intent == intent
-            ]
-            if labels:
-                r = rate(sum(label in counts for label in labels), len(labels))
+            labels = [v.label for (s, p), v in self.verdicts.items() if s == spec and self._prompts[p].intent == intent]
+            if (r := refused_rate(labels, counts)).n:
                 said.append(f"{intent} refused {r.k}/{r.n} [{100 * r.low:.0f}, {100 * r.high:.0f}] %")
         return ", ".join(said)
 
@@ -212,10 +207,9 @@ def _tasks(going: Evaluating) -> list[TaskSample]:
                 going.lm,
                 some,
                 going.saes,
-                [task.name],
-                going.config.data_dir,
-                task.limit,
-                _TEXTS if writes else _CHOICES,
+                {task.name: going.loaded[task.name]},
+                limit=task.limit,
+                batch_size=_TEXTS if writes else _CHOICES,
                 directions=going.directions,
                 chat=going.config.chat,
             )
@@ -259,7 +253,7 @@ def _suites(going: Evaluating, verdicts: dict[tuple[str, str], Verdict]) -> list
                     first.intent,
                     first.wrapper,
                     one.spec.hash,
-                    rate(sum(label in counts for label in scored), len(scored)),
+                    refused_rate(labels, counts),
                     rate(scored.count("degenerate"), len(scored)),
                     dict(Counter(labels)),
                     sum(answer.tokens for answer in said) / len(said),
@@ -272,11 +266,6 @@ def _reproducible(
     going: Evaluating, run: Run, result: Evaluation, verdicts: dict[tuple[str, str], Verdict]
 ) -> dict[str, Any]:
     """What another machine needs to do the same, and what it should find."""
-    answers = {
-        f"{one.spec}/{one.prompt}": hashlib.sha256(one.text.encode()).hexdigest()[:16]
-        for one in going.completions.all()
-        if (one.spec, one.prompt) in verdicts
-    }
     return {
         "format": "demur-reproduce/1",
         "run": to_json(run),
@@ -284,5 +273,5 @@ def _reproducible(
         "suites": to_json(result.suites),
         "tasks": to_json(result.tasks),
         "labels": {f"{spec}/{prompt}": verdict.label for (spec, prompt), verdict in verdicts.items()},
-        "answers": answers,
+        "answers": text_hashes(one for one in going.completions.all() if (one.spec, one.prompt) in verdicts),
     }

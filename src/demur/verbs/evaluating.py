@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
-from demur import progress
 from demur.data.corpus import Corpus
 from demur.data.prompts import load_questions, prompts_hash, take
 from demur.data.suites import load_suite
@@ -21,32 +20,28 @@ from demur.eval.saved import COMPLETIONS, MEASUREMENTS, RESULT, read_run
 from demur.eval.tasks import load_tasks, members
 from demur.lm.batches import Row
 from demur.lm.chat import chat_ids, text_ids, with_system
-from demur.lm.load import LanguageModel, load
+from demur.lm.load import LanguageModel
 from demur.record import provenance, to_json
-from demur.sae.store import LoadedSae, check_fits, load_sae
-from demur.spec import Edit, SteeringSpec
-from demur.steering.direction import Direction, load_direction
-from demur.steering.spec_file import read_spec
-from demur.steering.steer import steer
+from demur.sae.store import LoadedSae
+from demur.spec import SteeringSpec
+from demur.steering.direction import Direction
+from demur.steering.edits_at import lowest_hookpoint
 from demur.types import (
-    UNSTEERED,
     Completion,
     Hookpoint,
     Intent,
     Prompt,
     Run,
     Split,
-    parse_hookpoint,
     stable_hash,
 )
 from demur.verbs.documents import rows as document_rows
 from demur.verbs.eval_config import Eval, EvalConfig, named_limit
 from demur.verbs.run_folder import Clock, check_folder, config_hash
+from demur.verbs.sides import Named, load_model, read_sides
 
 _DAMAGE_PROMPTS = 40
 """Of demur's plain prompts, those on whose unsteered answers KL is measured."""
-_VALUE = 8.0
-"""Clamp value where none is given."""
 _TEXTS, _TEXT_TOKENS = 200, 256
 """Pieces of reference text at most, and their length in tokens."""
 
@@ -59,13 +54,6 @@ class Task(NamedTuple):
     """What it was asked for as, e.g. `mmlu`."""
     limit: int
     """Documents at most; 0 for all."""
-
-
-class Named(NamedTuple):
-    """A spec and what people call it."""
-
-    label: str
-    spec: SteeringSpec
 
 
 @dataclass
@@ -85,6 +73,8 @@ class Evaluating:
     texts: list[tuple[str, Row]]
     """Reference text as rows of token ids, each with an id."""
     tasks: list[Task]
+    loaded: dict[str, Any]
+    """lm-eval's task objects by name, their data read."""
     reused: list[Completion]
     """Taken over from other runs."""
     limits: dict[str, int]
@@ -108,10 +98,8 @@ class Evaluating:
 
     @cached_property
     def hookpoint(self) -> Hookpoint:
-        """The lowest place where some spec edits or decides: below it nothing differs."""
-        places = [edit.hookpoint for spec in self.specs for edit in spec.edits]
-        places += [spec.gate.hookpoint for spec in self.specs if spec.edits and spec.gate]
-        return Hookpoint(min((parse_hookpoint(place).block for place in places), default=self.lm.n_blocks - 1))
+        """Below it nothing differs."""
+        return lowest_hookpoint(self.specs) or Hookpoint(self.lm.n_blocks - 1)
 
     def rows(self, prompts: Sequence[Prompt], spec: SteeringSpec) -> list[list[int]]:
         """Token ids of the conversations, with the system prompt in force under the spec."""
@@ -127,30 +115,17 @@ def begin(config: Eval, specs: Sequence[Named] | None) -> tuple[Evaluating, Run]
     what = config.config
     folder = config.out or run_folder(what)
     check_folder(folder, what)
-    named = _named(what, specs)
+    sides = read_sides(what, specs)
+    named = sides.named
     prompts, limits = _prompts(what)
     split: Split = "select" if what.split == "select" else "test"
     plain = take(load_suite("plain"), split, _DAMAGE_PROMPTS) if what.damage else []
-    names = what.sae or (("smollm2-135m-instruct",) if what.latent is not None else ())
-    saes = [load_sae(name) for name in names]
-    named += _clamps(what, saes) if specs is None else []
-    twice = [n for n, one in enumerate(named) if one.spec.hash in [other.spec.hash for other in named[:n]]]
-    if twice:
-        raise InputError(f"{named[twice[0]].label} is given twice, or changes nothing; give each spec once")
-    directions = [load_direction(path) for path in what.direction]
     tasks = _tasks(what)
     limits |= {task.group: task.limit for task in tasks if task.limit}
     if tasks and not what.chat and (asks := [one.label for one in named if one.spec.system]):
         raise InputError(f"{asks[0]} has a system prompt, for which tasks need the chat template; give --chat")
-    progress.say(f"loading {what.model}")
-    lm = load(what.model, what.dtype, what.device, what.revision)
-    for sae in saes:
-        check_fits(sae, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
-    for one in named:
-        with steer(lm, one.spec, saes, directions=directions):
-            pass
-    if tasks:
-        load_tasks([task.name for task in tasks], what.data_dir)
+    lm = load_model(what, sides)
+    loaded = load_tasks([task.name for task in tasks], what.data_dir) if tasks else {}
     texts = _texts(lm, what) if what.damage else []
     run = Run(
         kind="eval",
@@ -166,7 +141,20 @@ def begin(config: Eval, specs: Sequence[Named] | None) -> tuple[Evaluating, Run]
         **provenance(),
     )
     going = Evaluating(
-        what, folder, lm, named, saes, directions, prompts, plain, texts, tasks, [], limits, Clock(folder, RESULT)
+        what,
+        folder,
+        lm,
+        named,
+        sides.saes,
+        sides.directions,
+        prompts,
+        plain,
+        texts,
+        tasks,
+        loaded,
+        [],
+        limits,
+        Clock(folder, RESULT),
     )
     for other in config.reuse:
         going.reused += _reused(going, other)
@@ -176,30 +164,6 @@ def begin(config: Eval, specs: Sequence[Named] | None) -> tuple[Evaluating, Run]
 def run_folder(config: EvalConfig) -> Path:
     """The usual run folder, named after the run and its settings."""
     return Path("runs") / f"{config.name}-{config_hash(config)[:8]}"
-
-
-def _named(config: EvalConfig, specs: Sequence[Named] | None) -> list[Named]:
-    unsteered = Named(UNSTEERED, SteeringSpec())
-    if specs is not None:
-        return [unsteered, *specs]
-    read = [(path.stem, read_spec(path)) for path in config.spec]
-    stems = [stem for stem, _ in read]
-    return [unsteered, *(Named(s if stems.count(s) == 1 else f"{s} ({spec.hash[:8]})", spec) for s, spec in read)]
-
-
-def _clamps(config: EvalConfig, saes: Sequence[LoadedSae]) -> list[Named]:
-    if config.latent is None:
-        return []
-    sae = saes[0]
-    if config.latent >= sae.sae.d_sae:
-        raise InputError(f"latent is {config.latent}, but the SAE {sae.path!r} has {sae.sae.d_sae}, numbered from 0")
-    return [
-        Named(
-            f"latent {config.latent} at {value:g}",
-            SteeringSpec((Edit(sae.config.hookpoint, sae.hash, (config.latent,), value),)),
-        )
-        for value in config.value or (_VALUE,)
-    ]
 
 
 def _prompts(config: EvalConfig) -> tuple[list[Prompt], dict[str, int]]:

@@ -18,9 +18,9 @@ from demur.features.describe import describe
 from demur.features.openings import find_openings
 from demur.features.referee import Referee
 from demur.judges.rules import RulesJudge
-from demur.lm.batches import batches
+from demur.lm.answers import answers
 from demur.lm.chat import chat_ids, with_system
-from demur.lm.generate import Answer, generate
+from demur.lm.generate import Answer
 from demur.lm.hookpoints import device_at
 from demur.lm.load import LanguageModel, load
 from demur.lm.token_types import Typed
@@ -160,12 +160,9 @@ class _Said(NamedTuple):
 def _answers(lm: LanguageModel, prompts: Sequence[Prompt], system: str) -> list[_Said]:
     """What the unsteered model says to `prompts`."""
     rows = [chat_ids(lm, with_system(prompt, system)) for prompt in prompts]
-    found: dict[int, Answer] = {}
     with progress.track("answers", len(rows), "prompts") as advance:
-        for batch in batches([len(row) for row in rows], _TOGETHER):
-            found |= zip(batch, generate(lm, [rows[i] for i in batch], _ANSWER_TOKENS), strict=True)
-            advance(len(batch))
-    return [_Said(row, found[i]) for i, row in enumerate(rows)]
+        found = answers(lm, rows, _ANSWER_TOKENS, _TOGETHER, advance)
+    return [_Said(row, answer) for row, answer in zip(rows, found, strict=True)]
 
 
 def _label(prompt: Prompt, answer: Answer) -> Label:

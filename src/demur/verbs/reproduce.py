@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from demur import progress
 from demur.errors import InputError, RunExistsError
-from demur.eval.saved import COMPLETIONS, RESULT, read_run
-from demur.record import from_json, provenance, read_json, read_jsonl
+from demur.eval.saved import RESULT, read_run, text_hashes
+from demur.record import from_json, provenance, read_json
 from demur.spec import SteeringSpec
-from demur.types import Completion, Run
+from demur.types import Run
 from demur.verbs.eval_config import Eval, EvalConfig, Reproduce
 from demur.verbs.evaluate import evaluate
-from demur.verbs.evaluating import Named, run_folder
+from demur.verbs.evaluating import run_folder
+from demur.verbs.sides import Named
 
 FORMAT = "demur-reproduce/1"
 Severity = Literal["numbers", "rounding", "nothing"]
@@ -72,10 +72,7 @@ def reproduce(config: Reproduce) -> Reproduced:
         progress.say(f"  differs ({one.severity}): {one.what}: {one.then} then, {one.now} now")
     result = evaluate(Eval(out=folder, config=what), specs)
     now = read_run(folder)
-    answers = {
-        f"{one.spec}/{one.prompt}": hashlib.sha256(one.text.encode()).hexdigest()[:16]
-        for one in read_jsonl(Completion, folder / COMPLETIONS)
-    }
+    answers = text_hashes(now.completions)
     labels = {f"{one.spec}/{one.prompt}": one.label for one in now.verdicts if one.judge == result.judge}
     scores = {(one.task, one.metric, one.spec): one.score.value for one in result.tasks}
     old = {(one["task"], one["metric"], one["spec"]): one["score"]["value"] for one in stored["tasks"]}

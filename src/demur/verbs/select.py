@@ -16,7 +16,7 @@ import torch
 from demur import progress
 from demur.data.prompts import OWN, load_prompts, prompts_hash, take
 from demur.errors import InputError
-from demur.eval.rows import FULL
+from demur.eval.rows import FULL, refused_rate
 from demur.features.controls import control_latent, firing_rates, matched_latents, random_direction
 from demur.features.proposers import METHODS
 from demur.features.sets import STEPS, grow, refine
@@ -27,7 +27,7 @@ from demur.sae.store import check_fits, load_sae
 from demur.spec import DirectionEdit, SteeringSpec
 from demur.types import Discovery, Effect, Intent, LatentRanking, Prompt, Run, Stability, parse_hookpoint
 from demur.verbs.config import DiscoveryConfig, PromptFile, Select
-from demur.verbs.discover import Candidate, Judged, effect, judge_spec, proposed, refused_rate, search, winners_share
+from demur.verbs.discover import Candidate, Judged, effect, judge_spec, proposed, search, winners_share
 from demur.verbs.finding import Finding
 from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash
 
