@@ -61,6 +61,12 @@ class Counter:
             self._sums.index_add_(1, step.origin.to(sums.device), step.each(sums, 1))
         self._waiting, self._size = [], 0
 
+    def forget(self, row: int) -> None:
+        """Count `row` from nothing again."""
+        self._sum_up()
+        if self._sums is not None and row < self._sums.shape[1]:
+            self._sums[:, row] = 0
+
     def slots(self) -> list[Slot]:
         """What was counted."""
         self._sum_up()

@@ -43,8 +43,10 @@ class GateState:
     def read(self, residual: Tensor, step: Step, at: Tensor) -> Tensor:
         """[batch, pos] bool: open at each token. `at` [batch, pos]: tokens that the gate looks at."""
         fired = self._fires(residual, step).to(at.device) & at
-        if step.fresh or self._open is None:
+        if self._open is None or len(self._open) != step.total:
             self._open = torch.zeros(step.total, dtype=torch.bool, device=at.device)
+        elif step.fresh:  # for the rows of this pass; others may be under way
+            self._open = self._open.index_fill(0, step.rows, False)
         before = self._open[step.rows[: len(at)]].unsqueeze(1)
         opened = (fired.long().cummax(dim=1).values > 0) | before
         after = self._open.clone()

@@ -46,8 +46,13 @@ class TurnReader:
         """Owner [batch, pos] of each token of the pass."""
         assert step.ids is not None
         memory = self._memory
-        if step.fresh or memory is None:
-            memory = empty_memory(self._turns, step.total, step.ids.device)
+        nothing = empty_memory(self._turns, step.total, step.ids.device)
+        if memory is None or len(memory.last) != step.total:
+            memory = nothing
+        elif step.fresh:  # for the rows of this pass; others may be under way
+            last, who = memory.last.clone(), memory.owner.clone()
+            last[step.rows], who[step.rows] = nothing.last[step.rows], nothing.owner[step.rows]
+            memory = Memory(last, who)
         rows = step.rows[: len(step.ids)]
         # padding on the left is before the first token; on the right it comes after everything that matters
         ids = step.ids.masked_fill(step.positions < 0, -1)

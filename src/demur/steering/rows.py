@@ -32,30 +32,45 @@ class _Gate:
 class Rows:
     """The specs of a batch, and what is steered in the pass at hand."""
 
-    def __init__(self, specs: Sequence[SteeringSpec], found: Artefacts, turns: Turns | None) -> None:
+    def __init__(
+        self, specs: Sequence[SteeringSpec], found: Artefacts, turns: Turns | None, before: Rows | None = None
+    ) -> None:
+        """`before`: what was attached until now, whose gates and turns go on as they stand."""
         self._specs = specs
+        self._of: Tensor | None = None
         self._turns = TurnReader(turns) if turns else None
+        if before is not None:
+            self._turns = before._turns or self._turns
         self._owner: Tensor | None = None
         self._kinds = list(dict.fromkeys((one.positions, one.skip_first) for one in specs))
         self._kind = torch.tensor([self._kinds.index((one.positions, one.skip_first)) for one in specs])
-        gates: dict[tuple[object, bool, bool], _Gate] = {}
+        self._gates: dict[tuple[object, bool, bool], _Gate] = {}
         for number, spec in enumerate(specs):
             if spec.gate is not None and spec.edits:
                 key = (spec.gate, spec.skip_first, spec.exact)
-                gates.setdefault(key, _Gate(spec.gate, spec, found)).specs.append(number)
-        self._gates = list(gates.values())
+                if key not in self._gates:
+                    self._gates[key] = _Gate(spec.gate, spec, found)
+                    if before is not None and key in before._gates:
+                        self._gates[key].state = before._gates[key].state
+                self._gates[key].specs.append(number)
         self._pass: Step | None = None
         self._on = torch.empty(0)
+
+    def slots(self, of: Tensor) -> None:
+        """Row r of a pass has the spec `of[r]` [slots], in place of spec i for row i; it may be changed on the way."""
+        self._of = of
 
     @property
     def gated(self) -> set[Hookpoint]:
         """Where gates read."""
-        return {gate.place for gate in self._gates}
+        return {gate.place for gate in self._gates.values()}
 
     def which(self, step: Step) -> Tensor:
         """[batch], or [1] for one spec: which spec each row of the pass has."""
         if len(self._specs) == 1:
             return torch.zeros(1, dtype=torch.long, device=step.origin.device)
+        if self._of is not None:
+            return self._of[step.rows[: len(step.positions)]]
         if step.given != len(self._specs):
             raise InputError(
                 f"{len(self._specs)} specs were given, one for each row, but the batch has {step.given} rows"
@@ -66,7 +81,7 @@ class Rows:
         """[batch, pos] bool: positions allow it and every gate up to `place` is open. Reads the gates at `place`."""
         if self._pass is not step:
             self._begin(step)
-        for gate in self._gates:
+        for gate in self._gates.values():
             if gate.place == place:
                 opened = gate.state.read(residual, step, self._chosen(gate.looks, step))
                 if len(self._specs) > 1:
@@ -76,7 +91,7 @@ class Rows:
         return self._on
 
     def _begin(self, step: Step) -> None:
-        if step.beams and not all(gate.blind for gate in self._gates):
+        if step.beams and not all(gate.blind for gate in self._gates.values()):
             raise InputError(
                 "a gate that reads what the model writes cannot follow beams, which are swapped on the way; "
                 "give it positions prompt, or use num_beams=1"

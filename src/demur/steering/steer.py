@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from demur.errors import InputError
+from demur.lm.attach import Edit as Hook
 from demur.lm.attach import Step, attach_all
 from demur.lm.load import LanguageModel
 from demur.lm.turns import Turns, read_turns
@@ -67,17 +69,30 @@ def steer(
         raise InputError("no spec was given; give one, or one for each row of the batch")
     bare = model.model if isinstance(model, LanguageModel) else model
     found = Artefacts(bare, saes, directions, gates or {})
-    rows = Rows(specs, found, _turns(model, specs))
+    edits = edits_of(specs, found, Rows(specs, found, turns_of(model, specs)))
+    groups = [specs.index(one) for one in specs] if len(set(specs)) > 1 else ()
+    with attach_all(bare, edits.hooks, groups=groups):
+        yield Steering(edits.counters)
+
+
+class EditsOf(NamedTuple):
+    """What is to be attached for some specs."""
+
+    hooks: dict[Hookpoint, Hook]
+    counters: list[Counter]
+
+
+def edits_of(specs: Sequence[SteeringSpec], found: Artefacts, rows: Rows) -> EditsOf:
+    """The edits of `specs`, on the tokens that `rows` names, and what counts them. Raises as `steer` does."""
     places = rows.gated | {parse_hookpoint(edit.hookpoint) for one in specs for edit in one.edits}
-    hooks = {}
+    hooks: dict[Hookpoint, Hook] = {}
     counters: list[Counter] = []
     for place in sorted(places, key=lambda place: place.block):
         groups = edits_at(place, specs, found)
         counted = [Counter(group.names, str(place), group.rows) for group in groups]
         counters += counted
         hooks[place] = partial(_edit, place, rows, groups, counted)
-    with attach_all(bare, hooks, groups=[specs.index(one) for one in specs] if len(set(specs)) > 1 else ()):
-        yield Steering(counters)
+    return EditsOf(hooks, counters)
 
 
 def _edit(
@@ -101,7 +116,7 @@ def _edit(
     return edited.to(residual.dtype).view_as(residual)
 
 
-def _turns(model: PreTrainedModel | LanguageModel, specs: Sequence[SteeringSpec]) -> Turns | None:
+def turns_of(model: PreTrainedModel | LanguageModel, specs: Sequence[SteeringSpec]) -> Turns | None:
     """The turn marks of the model's chat template, where some spec needs them."""
     looks = [one.positions for one in specs if one.edits]
     looks += [one.gate.positions for one in specs if one.edits and one.gate]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from demur.errors import InputError
 from demur.lm.chat import chat_ids
 from demur.lm.generate import AS_ASKED
 from demur.lm.load import LanguageModel
+from demur.lm.text_stream import TextStream
 from demur.progress import say
 from demur.spec import SteeringSpec
 from demur.steering.steer import Steering, steer
@@ -58,12 +58,13 @@ class Reply:
 class Stream:
     """A streamer for the `generate` of transformers: gives text to `write` as soon as it is certain.
 
-    The pieces together are the whole answer, stripped. White space and unfinished characters at the end are held back
-    until more follows. Every token decodes the whole answer, because tokenizers drop spaces at the start of a piece.
+    The pieces together are the whole answer, stripped: white space at the end is held back until more follows.
     """
 
     def __init__(self, lm: LanguageModel, write: Callable[[str], object]) -> None:
         self._lm, self._write = lm, write
+        self._stream = TextStream(lm.tokenizer)
+        self._decoded = ""
         self.ids: list[int] = []
         """Generated token ids so far, the end-of-turn token left off."""
         self.text = ""
@@ -73,20 +74,20 @@ class Stream:
         """Take the next token id [1]; the prompt, which comes first as [1, pos], is passed over."""
         if value.ndim > 1:
             return
-        self.ids += [token for token in value.tolist() if token not in self._lm.eos_ids]
-        self._show(re.sub(r"[\s\ufffd]+$", "", self._decoded()))
+        for token in value.tolist():
+            if token not in self._lm.eos_ids:
+                self.ids.append(token)
+                self._show(self._stream.add(token))
 
     def end(self) -> None:
         """Write what was held back."""
-        self._show(self._decoded().rstrip())
+        self._show(self._stream.end())
 
-    def _decoded(self) -> str:
-        return str(self._lm.tokenizer.decode(self.ids, skip_special_tokens=True)).lstrip()
-
-    def _show(self, text: str) -> None:
-        if new := text[len(self.text) :]:
+    def _show(self, more: str) -> None:
+        self._decoded += more
+        if new := self._decoded.strip()[len(self.text) :]:
             self._write(new)
-            self.text = text
+            self.text += new
 
 
 def generate(config: Generate) -> list[Reply]:

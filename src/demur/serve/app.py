@@ -1,0 +1,463 @@
+"""The web application: OpenAI's chat and text completions, models, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from demur.errors import DemurError, InputError, NotFoundError
+from demur.lm.chat import chat_ids, text_ids, with_system
+from demur.lm.sampling import Sampling
+from demur.serve import protocol as p
+from demur.serve.engine import Broken, Busy, Engine, Job, Piece
+from demur.serve.errors import error_body, error_response
+from demur.serve.guard import App, Guard
+from demur.serve.metrics import Metrics
+from demur.serve.wording import Words, chat_logprobs, text_logprobs
+from demur.spec import SteeringSpec
+from demur.steering.spec_book import SpecBook
+from demur.types import Message, Prompt, stable_hash
+from demur.verbs.serve_config import Serve
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    code: {"model": p.ErrorAnswer, "description": text}
+    for code, text in {
+        400: "The request is not understood, or asks for what is not there.",
+        401: "The API key is missing or wrong.",
+        404: "There is no such model or spec.",
+        408: "The body did not arrive in time.",
+        413: "The body is too large.",
+        429: "Too many answers wait.",
+        500: "The answer was broken off.",
+        504: "The answer took too long.",
+    }.items()
+}
+_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
+class Asked(NamedTuple):
+    """A request that was understood."""
+
+    model: str
+    """The name that it gave."""
+    spec: SteeringSpec
+    prompts: list[list[int]]
+    """Token ids."""
+    sampling: Sampling
+    stops: list[str]
+    n: int
+    """Answers to each prompt."""
+    words: Words
+    """How the answer is written down."""
+    usage: bool
+    """A stream ends with the usage."""
+
+
+class Server:
+    """What requests need."""
+
+    def __init__(self, engine: Engine, book: SpecBook, config: Serve, name: str) -> None:
+        self.engine, self.book, self.config, self.name = engine, book, config, name
+        self.created = int(time.time())
+        self.context = getattr(engine.lm.model.config.get_text_config(), "max_position_embeddings", None)
+        if not isinstance(self.context, int):
+            self.context = None
+
+    def models(self) -> list[p.Model]:
+        """The model under its own name, which means the default spec, and each spec."""
+        named = {self.name: self.book.default}
+        if not self.book.locked:
+            named |= self.book.specs
+        return [p.Model(id=name, created=self.created, spec=spec.hash) for name, spec in named.items()]
+
+    def understood(self, request: p.ChatRequest | p.CompletionRequest) -> Asked:
+        """What is asked. Raises `DemurError` for what is not there or does not fit."""
+        of_model = None if request.model in (self.name, self.config.model) else request.model
+        try:
+            spec = self.book.find([of_model, *request.specs])
+        except NotFoundError:
+            if of_model is not None and of_model not in self.book.specs:
+                known = ", ".join(model.id for model in self.models())
+                raise NotFoundError(f"there is no model {of_model[:80]!r}; there are {known}") from None
+            raise
+        if self.book.label(spec) == "inline":
+            self.engine.check(spec)
+        n = request.n or 1
+        chat = isinstance(request, p.ChatRequest)
+        prompts = [self._chat(request, spec)] if chat else self._texts(request)  # type: ignore[arg-type]
+        if len(prompts) * n > self.config.most_answers:
+            raise InputError(
+                f"{len(prompts) * n} answers are asked for, but one request may have at most "
+                f"{self.config.most_answers}; send several requests"
+            )
+        top = (request.top_logprobs or 0) if chat and request.logprobs else None if chat else request.logprobs  # type: ignore[union-attr]
+        return Asked(
+            request.model,
+            spec,
+            prompts,
+            Sampling(
+                max_new_tokens=self._room(max(map(len, prompts)), request.most_tokens),
+                temperature=1.0 if request.temperature is None else request.temperature,
+                top_p=1.0 if request.top_p is None else request.top_p,
+                top_k=max(0, request.top_k or 0),
+                seed=request.seed,
+                presence_penalty=request.presence_penalty or 0.0,
+                frequency_penalty=request.frequency_penalty or 0.0,
+                logit_bias=self._bias(request.logit_bias or {}),
+                top_logprobs=top,
+            ),
+            request.stops,
+            n,
+            Words(self.engine.lm.tokenizer, chat),
+            bool(request.stream_options and request.stream_options.include_usage),
+        )
+
+    def _chat(self, request: p.ChatRequest, spec: SteeringSpec) -> list[int]:
+        turns = tuple(Message("system" if m.role == "developer" else m.role, m.text) for m in request.messages)
+        return chat_ids(self.engine.lm, with_system(Prompt("request", turns, "benign", "request"), spec.system))
+
+    def _texts(self, request: p.CompletionRequest) -> list[list[int]]:
+        given: list[Any] = request.prompt if isinstance(request.prompt, list) else [request.prompt]
+        if given and isinstance(given[0], int):
+            given = [given]
+        vocab = self.engine.lm.model.config.get_text_config().vocab_size
+        found = []
+        for one in given:
+            ids = text_ids(self.engine.lm, one, special=True) if isinstance(one, str) else list(one)
+            if not ids or not all(0 <= token < vocab for token in ids):
+                raise InputError(f"a prompt is empty or has token ids that are not from 0 to {vocab - 1}; give text")
+            found.append(ids)
+        if not found:
+            raise InputError("there is no prompt; give at least one")
+        return found
+
+    def _bias(self, given: dict[str, float]) -> dict[int, float]:
+        vocab = self.engine.lm.model.config.get_text_config().vocab_size
+        found = {int(key): value for key, value in given.items()}
+        if wrong := [token for token in found if token >= vocab]:
+            raise InputError(f"logit_bias names the token {wrong[0]}, but the last one is {vocab - 1}")
+        return found
+
+    def _room(self, length: int, wanted: int | None) -> int:
+        """How many tokens an answer may have."""
+        if self.context is None:
+            return wanted or self.config.max_new_tokens
+        left = self.context - length
+        if left < (wanted or 1):
+            raise InputError(
+                f"the prompt has {length} tokens and the answer may have {wanted or 1}, but the model reads at most "
+                f"{self.context} together; shorten the prompt, or ask for fewer"
+            )
+        return wanted or min(left, self.config.max_new_tokens)
+
+    def jobs(self, asked: Asked) -> list[Job]:
+        """An answer for each choice, submitted. Raises `Busy`."""
+        label = self.book.label(asked.spec)
+        deadline = time.monotonic() + self.config.timeout
+        found = []
+        for prompt in asked.prompts:
+            for number in range(asked.n):
+                seed = asked.sampling.seed
+                sampling = replace(asked.sampling, seed=None if seed is None else seed + number)
+                found.append(Job(prompt, sampling, asked.spec, label, asked.stops, deadline))
+        self.engine.submit(found)
+        return found
+
+    def about(self, asked: Asked) -> dict[str, Any]:
+        """Of an answer, what does not depend on it."""
+        lm = self.engine.lm
+        return {
+            "id": f"{'chatcmpl' if asked.words.chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": asked.model,
+            "system_fingerprint": stable_hash([lm.weights, asked.spec.hash]),
+        }
+
+
+def make_app(server: Server, metrics: Metrics) -> App:
+    """The application; the engine starts and stops with it."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        server.engine.start(asyncio.get_running_loop())
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(server.engine.stop)
+
+    # no pages of documentation: they load scripts from elsewhere
+    app = FastAPI(title="demur", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    metrics.follow(lambda: server.engine.running, lambda: server.engine.waiting)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_request: Request, error: RequestValidationError) -> Response:
+        return error_response(400, *_first(error))
+
+    @app.exception_handler(HTTPException)
+    async def _http(_request: Request, error: HTTPException) -> Response:
+        found = error_response(error.status_code, f"{error.detail}")
+        found.headers.update(error.headers or {})
+        return found
+
+    @app.exception_handler(NotFoundError)
+    async def _missing(_request: Request, error: NotFoundError) -> Response:
+        return error_response(404, str(error), "model", "model_not_found")
+
+    @app.exception_handler(DemurError)
+    async def _wrong(_request: Request, error: DemurError) -> Response:
+        return error_response(400, str(error))
+
+    @app.exception_handler(Busy)
+    async def _busy(_request: Request, _error: Busy) -> Response:
+        return error_response(429, "too many answers wait already; try again in a moment")
+
+    @app.get("/health", responses={503: {"model": p.Health, "description": "The engine has stopped."}})
+    async def health() -> p.Health:
+        """Whether answers can be written."""
+        engine = server.engine
+        found = p.Health(
+            status="ok" if engine.alive else "stopped",
+            model=server.name,
+            running=engine.running,
+            waiting=engine.waiting,
+        )
+        if not engine.alive:
+            return Response(found.model_dump_json(), 503, media_type="application/json")  # type: ignore[return-value]
+        return found
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def counted() -> Response:
+        """Counters for Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models", responses={401: _RESPONSES[401]})
+    async def models() -> p.Models:
+        """The model, and each spec as a model."""
+        return p.Models(data=server.models())
+
+    @app.get("/v1/models/{model:path}", responses={401: _RESPONSES[401], 404: _RESPONSES[404]})
+    async def model(model: str) -> p.Model:
+        """One of them."""
+        for one in server.models():
+            if one.id == model:
+                return one
+        raise NotFoundError(f"there is no model {model[:80]!r}")
+
+    @app.post("/v1/chat/completions", response_model=p.ChatAnswer, responses=_RESPONSES | _STREAM)
+    async def chat(request: p.ChatRequest, raw: Request) -> Any:
+        """Answer a conversation."""
+        return await _answer(server, request, raw)
+
+    @app.post("/v1/completions", response_model=p.TextAnswer, responses=_RESPONSES | _STREAM)
+    async def complete(request: p.CompletionRequest, raw: Request) -> Any:
+        """Go on with a text."""
+        return await _answer(server, request, raw)
+
+    config = server.config
+    return Guard(app, metrics, config.key, config.max_body, config.body_timeout, config.timeout + 30)
+
+
+async def _answer(server: Server, request: p.ChatRequest | p.CompletionRequest, raw: Request) -> Any:
+    asked = await asyncio.to_thread(server.understood, request)
+    jobs = server.jobs(asked)
+    if request.stream:
+        events = _events(server, asked, jobs)
+        first = await _first_event(events, server, jobs, raw)
+        if isinstance(first, Response):
+            return first
+        return StreamingResponse(_from(first, events), media_type="text/event-stream")
+    with _cancelled(server, jobs):
+        gathered = asyncio.ensure_future(asyncio.gather(*(_whole(job) for job in jobs)))
+        gone = asyncio.ensure_future(_disconnected(raw))
+        try:
+            both: set[asyncio.Future[Any]] = {gathered, gone}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not gathered.done():
+                return Response(status_code=499)  # nobody reads it
+            return _body(server, asked, jobs, gathered.result())
+        except Exception as error:
+            return _failed(error)
+        finally:
+            gone.cancel()
+            gathered.cancel()
+
+
+@contextmanager
+def _cancelled(server: Server, jobs: Sequence[Job]) -> Iterator[None]:
+    """Whatever is not finished when the block is left is not wanted any more."""
+    try:
+        yield
+    finally:
+        server.engine.cancel(jobs)
+
+
+async def _disconnected(raw: Request) -> None:
+    while not await raw.is_disconnected():
+        await asyncio.sleep(0.2)
+
+
+async def _pieces(job: Job) -> AsyncIterator[Piece]:
+    while True:
+        piece = await job.pieces.get()
+        if isinstance(piece, Exception):
+            raise piece
+        yield piece
+        if piece.finish:
+            return
+
+
+async def _whole(job: Job) -> list[Piece]:
+    return [piece async for piece in _pieces(job)]
+
+
+def _failed(error: Exception) -> Response:
+    """The response for an answer that came to no end."""
+    if isinstance(error, TimeoutError):
+        return error_response(504, str(error))
+    if isinstance(error, DemurError):
+        return error_response(400, str(error))
+    if isinstance(error, Broken):
+        return error_response(500, str(error))
+    raise error
+
+
+def _usage(jobs: Sequence[Job], written: int, n: int) -> p.Usage:
+    read = sum(len(job.ids) for job in jobs[::n])
+    return p.Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+def _body(server: Server, asked: Asked, jobs: Sequence[Job], answers: Sequence[list[Piece]]) -> BaseModel:
+    about = server.about(asked) | {"usage": _usage(jobs, sum(map(len, answers)), asked.n)}
+    texts = ["".join(piece.text for piece in pieces) for pieces in answers]
+    ends: list[Any] = [pieces[-1].finish for pieces in answers]
+    if asked.words.chat:
+        chat = [
+            p.ChatChoice(
+                index=i,
+                message=p.AnswerMessage(content=text),
+                logprobs=chat_logprobs(asked.words, asked.sampling, pieces),
+                finish_reason=end,
+            )
+            for i, (text, end, pieces) in enumerate(zip(texts, ends, answers, strict=True))
+        ]
+        return p.ChatAnswer(choices=chat, **about)
+    plain = [
+        p.TextChoice(index=i, text=text, logprobs=text_logprobs(asked.words, asked.sampling, pieces), finish_reason=end)
+        for i, (text, end, pieces) in enumerate(zip(texts, ends, answers, strict=True))
+    ]
+    return p.TextAnswer(choices=plain, **about)
+
+
+async def _events(server: Server, asked: Asked, jobs: Sequence[Job]) -> AsyncIterator[str]:
+    """Server-sent events of all choices, as they come."""
+    about = server.about(asked)
+    with _cancelled(server, jobs):
+        mixed: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
+
+        async def follow(index: int, job: Job) -> None:
+            try:
+                async for piece in _pieces(job):
+                    mixed.put_nowait((index, piece))
+            except Exception as error:
+                mixed.put_nowait((index, error))
+
+        followers = [asyncio.ensure_future(follow(index, job)) for index, job in enumerate(jobs)]
+        try:
+            going, written = len(jobs), 0
+            offsets = [0] * len(jobs)
+            if asked.words.chat:
+                start = [p.ChatChunkChoice(index=i, delta=p.Delta(role="assistant", content="")) for i in range(going)]
+                first = _event(p.ChatChunk(choices=start, **about))
+            else:
+                first = ""
+            while going:
+                index, piece = await mixed.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                written += 1
+                going -= bool(piece.finish)
+                yield first + _event(_chunk(asked, about, index, piece, offsets))
+                first = ""
+            if asked.usage:
+                kind: Any = p.ChatChunk if asked.words.chat else p.TextAnswer
+                yield _event(kind(choices=[], usage=_usage(jobs, written, asked.n), **about))
+            yield "data: [DONE]\n\n"
+        finally:
+            for follower in followers:
+                follower.cancel()
+
+
+def _chunk(asked: Asked, about: dict[str, Any], index: int, piece: Piece, offsets: list[int]) -> BaseModel:
+    if asked.words.chat:
+        choice = p.ChatChunkChoice(
+            index=index,
+            delta=p.Delta(content=piece.text),
+            logprobs=chat_logprobs(asked.words, asked.sampling, [piece]),
+            finish_reason=piece.finish,
+        )
+        return p.ChatChunk(choices=[choice], **about)
+    logprobs = text_logprobs(asked.words, asked.sampling, [piece], offsets[index])
+    offsets[index] += len(piece.text)
+    text = p.TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=piece.finish)
+    return p.TextAnswer(choices=[text], **about)
+
+
+def _event(value: BaseModel) -> str:
+    return f"data: {value.model_dump_json(exclude_none=True)}\n\n"
+
+
+async def _first_event(events: AsyncIterator[str], server: Server, jobs: Sequence[Job], raw: Request) -> str | Response:
+    """The first event, or the response where there will be none, so that such a request has a status of its own."""
+    coming = asyncio.ensure_future(anext(events))
+    gone = asyncio.ensure_future(_disconnected(raw))
+    both: set[asyncio.Future[Any]] = {coming, gone}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            server.engine.cancel(jobs)
+            return Response(status_code=499)  # nobody reads it
+        return coming.result()
+    except Exception as error:
+        return _failed(error)
+    finally:
+        gone.cancel()
+        coming.cancel()
+
+
+async def _from(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+    try:
+        yield first
+        async for event in events:
+            yield event
+    except (Broken, TimeoutError, DemurError) as error:
+        status = 504 if isinstance(error, TimeoutError) else 500
+        yield f"data: {json.dumps(error_body(status, str(error)))}\n\n"
+    finally:
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+def _first(error: RequestValidationError) -> tuple[str, str | None]:
+    """One sentence, and the field it is about."""
+    found = error.errors()[0]
+    where = [str(part) for part in found["loc"] if part not in ("body", "query", "path")]
+    what = str(found["msg"]).removeprefix("Value error, ")
+    if found["type"] == "json_invalid":
+        return f"the body is not JSON ({found.get('ctx', {}).get('error', what)})", None
+    field = ".".join(where)
+    if found["type"] == "extra_forbidden":
+        return f"{field} is not supported by this server; leave it out", field
+    if not field:
+        return f"the body is not understood: {what}", None
+    return f"{field}: {what}", field
