@@ -18,6 +18,7 @@ PEERS = {
     "saelens": "sae-lens",
     "sparsify": "eai-sparsify",
     "dictionary_learning": "dictionary-learning",
+    "pyrit": "pyrit",
 }
 """Name of each peer and its package."""
 _ROOT = Path(__file__).resolve().parent.parent / "build" / "peers"

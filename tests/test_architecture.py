@@ -28,18 +28,34 @@ MAY_IMPORT = {
     "endpoint": set(),
     "steering": {"sae", "lm", "record"},
     "features": {"steering", "lm", "sae", "data", "record", "progress", "endpoint"},
-    "eval": {"features", "steering", "judges", "lm", "sae", "data", "record", "progress"},
+    "attacks": {"judges", "data"},
+    "eval": {"attacks", "features", "steering", "judges", "lm", "sae", "data", "record", "progress"},
     "report": {"record"},
     "testing": {"lm", "sae"},
     "verbs": {
         *("report", "eval", "features", "steering", "judges", "lm", "sae", "data", "record", "progress", "parallel"),
-        "endpoint",
+        *("endpoint", "attacks"),
     },
-    "cli": {"verbs", "report", "record", "progress"},
+    "serve": {"verbs", "steering", "lm", "sae", "record", "progress"},
+    "vllm": {"steering", "lm", "sae", "record"},
+    "cli": {"serve", "verbs", "report", "record", "progress"},
 }
-TORCH_FREE = {"types", "results", "spec", "errors", "progress", "record", "data", "judges", "report", "endpoint"}
+TORCH_FREE = {
+    "types",
+    "results",
+    "spec",
+    "errors",
+    "progress",
+    "record",
+    "data",
+    "judges",
+    "report",
+    "endpoint",
+    "attacks",
+}
 TORCH_FREE_FILES = {
     *("sae/config.py", "verbs/config.py", "verbs/eval_config.py", "verbs/judge_config.py", "verbs/read_study.py"),
+    *("verbs/attack_config.py", "verbs/serve_config.py", "cli/show_attack.py"),
     *("cli/main.py", "cli/show.py", "cli/show_eval.py", "cli/show_judge.py"),
 }
 

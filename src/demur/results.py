@@ -132,3 +132,102 @@ class Comparison:
     margin: float
     """Loss of capability that counts as none, as a fraction."""
     judge: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question of an attack and its answer; a line of `turns.jsonl`, in the order in which they were asked."""
+
+    objective: str
+    seed: int
+    spec: str
+    number: int
+    """From 0, turns that were taken back counted too."""
+    user: str
+    reply: str
+    tokens: int
+    """Of the reply."""
+    label: Label
+    """What the judge of refusals made of the reply."""
+    success: bool | None
+    """The objective was reached; None where that could not be scored, or where the turn was taken back."""
+    taken_back: bool
+    """The target refused, and the attacker took the turn out of the conversation."""
+    evidence: str = ""
+    """The words or the measure that decided about success."""
+
+
+@dataclass(frozen=True)
+class AttackSide:
+    """How attacks on one side went."""
+
+    label: str
+    spec: str
+    """Spec hash."""
+    success: Estimate
+    """Attack success rate: conversations that reached their objective / those that were scored, with a 95 % interval
+    over objectives (cluster bootstrap; where all went alike, Clopper-Pearson as if each were tried once)."""
+    objectives: Estimate
+    """Objectives reached in at least one conversation / objectives; Clopper-Pearson."""
+    unscored: int
+    """Conversations that could not be scored."""
+    turns_to_success: float
+    """Median of the turns until an objective was reached, those taken back not counted; NaN where none was."""
+    turns: float
+    """Mean turns of a conversation, those taken back not counted."""
+    backtracks: float
+    """Mean number of turns taken back."""
+    refused: Rate
+    """Replies refused / scored, those to turns that were taken back too. Replies of a conversation are not independent:
+    the interval is too narrow."""
+    degenerate: Rate
+    """Replies of broken text / scored; likewise."""
+
+
+@dataclass(frozen=True)
+class AttackContrast:
+    """The same attacks on two sides, paired by objective and seed."""
+
+    base: str
+    steered: str
+    """Labels."""
+    difference: Estimate
+    """Of the success rates, steered minus base, with a 95 % interval over objectives."""
+    p: float
+    """Exact sign-flip test over objectives, two-sided."""
+    p_holm: float
+    """Adjusted for all contrasts of the run."""
+    p_conversations: float
+    """Exact McNemar over conversations, as if those on one objective were independent, which they are not."""
+    clusters: int
+    """Objectives behind the test."""
+    stopped: tuple[str, ...]
+    """OBJECTIVE/SEED of conversations that succeeded on the base only."""
+    let_through: tuple[str, ...]
+    """Those that succeeded on the steered side only."""
+    left_out: int
+    """Pairs with an unscored side."""
+    verdict: Literal["lower", "higher", "open"]
+    line: str
+    """All of it in one line of words."""
+
+
+@dataclass(frozen=True)
+class AttackReport:
+    """The outcome of `demur attack`; `attack.json` in the run folder and what `--json` prints."""
+
+    name: str
+    model: str
+    attacker: str
+    refusal_judge: str
+    success_judge: str
+    objectives: int
+    seeds: int
+    max_turns: int
+    max_backtracks: int
+    sides: tuple[AttackSide, ...]
+    """The unsteered model first."""
+    contrasts: tuple[AttackContrast, ...]
+    seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+    report: str = ""

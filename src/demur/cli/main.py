@@ -18,6 +18,7 @@ import tyro
 
 from demur import progress
 from demur.errors import DemurError
+from demur.verbs.attack_config import Attack, Suffix
 from demur.verbs.config import (
     Chat,
     Export,
@@ -36,6 +37,7 @@ from demur.verbs.config import (
 )
 from demur.verbs.eval_config import Compare, Eval, Reproduce, Suites
 from demur.verbs.judge_config import JudgeRun, JudgeValidate
+from demur.verbs.serve_config import Serve
 
 ERROR, INTERRUPTED = 1, 130
 
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     except DemurError as error:
         return _fail(str(error), type(error).__name__, as_json, ERROR)
     except KeyboardInterrupt:
-        goes_on = {"study", "rank", "select", "eval", "judge", "reproduce", "sae"} & set(arguments)
+        goes_on = {"study", "rank", "select", "eval", "judge", "reproduce", "attack", "suffix", "sae"} & set(arguments)
         rest = "the same command goes on from here" if goes_on and "validate" not in arguments else "nothing was kept"
         return _fail(f"interrupted; {rest}", "Interrupted", as_json, INTERRUPTED)
 
@@ -121,6 +123,9 @@ def _parse_once(arguments: Sequence[str], study_default: Study) -> Any:
     reproduce = Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     suites = Annotated[Suites, tyro.conf.subcommand("suites")]
     judge = Annotated[Judge, tyro.conf.subcommand("judge")]
+    attack = Annotated[Attack, tyro.conf.subcommand("attack")]
+    suffix = Annotated[Suffix, tyro.conf.subcommand("suffix")]
+    serve = Annotated[Serve, tyro.conf.subcommand("serve")]
     sae = Annotated[Sae, tyro.conf.subcommand("sae")]
     chosen: Any = tyro.cli(
         study
@@ -132,8 +137,11 @@ def _parse_once(arguments: Sequence[str], study_default: Study) -> Any:
         | reproduce
         | suites
         | judge
+        | attack
+        | suffix
         | generate
         | chat
+        | serve
         | verify
         | export
         | sae,
@@ -239,6 +247,20 @@ def _call(verb: Any) -> int:
             from demur.verbs.judge_validate import judge_validate
 
             show_judge.show_validation(judge_validate(verb), verb.json)
+        case Attack():
+            from demur.cli.show_attack import show_attack
+            from demur.verbs.attack import attack
+
+            show_attack(attack(verb), verb.json)
+        case Suffix():
+            from demur.cli.show_attack import show_suffixes
+            from demur.verbs.suffix import suffix
+
+            show_suffixes(suffix(verb), verb.json)
+        case Serve():
+            from demur.serve.run import serve
+
+            serve(verb)
     return 0
 
 

@@ -168,6 +168,8 @@ def _file(path: Path, intent: Intent | None, column: str) -> Loaded:
                 category="/".join(_words(row, ("category",)) or _words(row, ("type",))),
                 split=_SPLITS[split] if split_said else hashed_split(text),
                 twin=str(row.get("twin") or ""),
+                wrapper=str(row.get("wrapper") or ""),
+                unwrapped=str(row.get("unwrapped") or ""),
             )
         )
     kept = _unique(prompts, str(path))

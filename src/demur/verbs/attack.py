@@ -1,0 +1,241 @@
+"""`demur attack`: conversations that lead to a harmful objective, against a model as it is and under each spec.
+
+Every round of questions is kept on disk before the next one, so a run that was killed goes on. Nothing is chosen here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from demur import progress
+from demur.attacks import success as judges_of_success
+from demur.attacks.attackers import Attacker, Model, Replay, Script
+from demur.attacks.crescendo import Reply, Target, crescendo, going
+from demur.attacks.success import Harm, Scale, SuccessJudge
+from demur.attacks.talk import Key, Talk, Turn, talks
+from demur.data.escalations import Escalation, load_escalations
+from demur.endpoint import Endpoint
+from demur.errors import InputError, MismatchError, NotFoundError
+from demur.eval.attacks import attack_contrasts, attack_side
+from demur.judges.base import Say
+from demur.lm.chat import chat_ids, with_system
+from demur.lm.generate import generate
+from demur.lm.load import LanguageModel, load
+from demur.record import append_jsonl, from_json, provenance, read_json, read_jsonl, to_json, write_json, write_text
+from demur.report.attack import render
+from demur.results import AttackReport
+from demur.steering.steer import steer
+from demur.types import UNSTEERED, Message, Prompt, Run, stable_hash
+from demur.verbs.attack_config import Attack, AttackConfig
+from demur.verbs.judged_by import chosen, local
+from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash
+from demur.verbs.sides import Sides, load_model, read_sides
+
+TURNS, RESULT = "turns.jsonl", "attack.json"
+_QUESTION_TOKENS = 300
+"""Length limit of an attacker's or a judge's reply."""
+
+
+def attack(config: Attack) -> AttackReport:
+    """Run the attacks, which are also `attack.json` and `report.html` in the run folder.
+
+    Raises as `load_escalations`, `read_sides`, `load_model`, `chosen` and `Endpoint` do, `InputError` for objectives
+    that have no script, `MismatchError` for a replay of other objectives or another model, and `RunExistsError` when
+    the run folder holds another run.
+    """
+    what = config.config
+    start = time.monotonic()
+    folder = config.out or Path("runs") / f"{what.name}-{config_hash(what)[:8]}"
+    check_folder(folder, what)
+    escalations = load_escalations(what.objectives, what.objective)
+    sides = read_sides(what)
+    refusals = chosen(what.refusals_by)
+    if refusals.measures != "refusal":
+        raise InputError(
+            f"{refusals.judge.name} judges harm, but refusals are to be judged; name another judge for them"
+        )
+    recorded = _recorded(what.replay, escalations, what.seeds) if what.replay else []
+    attacker, success = _attacker(what, escalations, recorded)
+    lm = load_model(what, sides)
+    model = f"{lm.name} ({lm.origin}, weights {lm.weights})"
+    if what.replay:
+        _check_same(what.replay, model)
+    run = Run(
+        kind="attack",
+        name=what.name,
+        config=to_json(what),
+        config_hash=config_hash(what),
+        seed=what.seed,
+        artefacts={
+            "model": model,
+            "specs": ", ".join(one.spec.hash for one in sides.named),
+            "objectives": stable_hash(to_json(escalations)),
+            "attacker": attacker.name,
+        },
+        **provenance(),
+    )
+    clock = Clock(folder, RESULT)
+    with alone(folder):
+        run = claim(folder, what, run)
+        clock.add("load", time.monotonic() - start)
+        keys = [
+            Key(one.id, seed, side.spec.hash)
+            for one in escalations
+            for seed in range(what.seeds)
+            for side in sides.named
+        ]
+        found = talks(keys, read_jsonl(Turn, folder / TURNS))
+        with (
+            clock.step("conversations"),
+            progress.track("conversations", len(found), "ended", lambda: _note(sides, found)) as advance,
+        ):
+            advance(sum(not going(talk, what.max_turns) for talk in found))
+            crescendo(
+                found,
+                {one.id: one for one in escalations},
+                attacker,
+                _target(lm, sides, what),
+                refusals.judge,
+                success,
+                lambda turns: append_jsonl(folder / TURNS, turns),
+                what.max_turns,
+                0 if what.replay else what.max_backtracks,
+                what.batch_size,
+                lambda talk: advance(1),
+            )
+        by_side = [(one, [talk for talk in found if talk.key.spec == one.spec.hash]) for one in sides.named]
+        report = AttackReport(
+            name=what.name,
+            model=model,
+            attacker=attacker.name,
+            refusal_judge=refusals.judge.name,
+            success_judge=success.name,
+            objectives=len(escalations),
+            seeds=what.seeds,
+            max_turns=what.max_turns,
+            max_backtracks=0 if what.replay else what.max_backtracks,
+            sides=tuple(attack_side(one.label, one.spec.hash, some, what.seed) for one, some in by_side),
+            contrasts=tuple(
+                attack_contrasts(
+                    by_side[0][0].label, by_side[0][1], [(one.label, some) for one, some in by_side[1:]], what.seed
+                )
+            ),
+            seconds=clock.seconds(),
+            notes=tuple(_notes(what, len(escalations))),
+            report=str((folder / "report.html").resolve()),
+        )
+        write_json(folder / RESULT, report)
+        turns = [turn for talk in found for turn in talk.turns]
+        objectives = {one.id: one.objective for one in escalations}
+        write_text(folder / "report.html", render(report, turns, objectives, run))
+    return report
+
+
+def _recorded(folder: Path, escalations: Sequence[Escalation], seeds: int) -> list[Talk]:
+    """The unsteered conversations of another run."""
+    path = folder / TURNS
+    if not path.is_file():
+        raise NotFoundError(f"{folder} is no run folder of demur attack (it has no {TURNS}); give one")
+    found = talks(
+        [Key(one.id, seed, UNSTEERED) for one in escalations for seed in range(seeds)], read_jsonl(Turn, path)
+    )
+    if missing := [talk.key for talk in found if not talk.turns]:
+        raise MismatchError(
+            f"{folder} has no unsteered conversation {missing[0].objective}/{missing[0].seed}; replay the objectives "
+            "and seeds that it was made with"
+        )
+    return found
+
+
+def _check_same(folder: Path, model: str) -> None:
+    path = folder / "run.json"
+    then = from_json(Run, read_json(path), str(path))
+    if then.artefacts.get("model") != model:
+        raise MismatchError(f"{folder} was recorded with {then.artefacts.get('model')}, but the target is {model}")
+
+
+def _attacker(
+    what: AttackConfig, escalations: Sequence[Escalation], recorded: Sequence[Talk]
+) -> tuple[Attacker, SuccessJudge]:
+    """The attacker, and who says that it has succeeded."""
+    attacker: Attacker
+    if what.replay:
+        attacker = Replay(recorded)
+    elif what.attacker == "script":
+        if bare := [one.id for one in escalations if not one.turns]:
+            raise InputError(
+                f"the escalation {bare[0]} has no turns to ask; give it some, or name a model as --attacker"
+            )
+        attacker = Script(escalations)
+    else:
+        say = _say(what, what.attacker, what.attacker_endpoint, 0.7)
+        attacker = Model(what.attacker, say, {one.id: one.objective for one in escalations}, what.max_turns)
+    if what.success == "script":
+        return attacker, judges_of_success.Script()
+    if what.success == "scale":
+        model = what.success_model or what.attacker
+        endpoint = what.success_endpoint if what.success_model else what.success_endpoint or what.attacker_endpoint
+        return attacker, Scale(model, _say(what, model, endpoint, 0.0))
+    return attacker, Harm(chosen(what.success_by).judge)
+
+
+def _say(what: AttackConfig, model: str, endpoint: str, temperature: float) -> Say:
+    """A model to ask, loaded here (greedy) or behind an endpoint."""
+    if endpoint:
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        return Endpoint(endpoint, model, key, temperature, _QUESTION_TOKENS, timeout=300).say
+    return local(load(model, what.dtype, what.device), _QUESTION_TOKENS, 8)
+
+
+def _target(lm: LanguageModel, sides: Sides, what: AttackConfig) -> Target:
+    """The model under each conversation's own spec, all in one batch; greedy."""
+    specs = {one.spec.hash: one.spec for one in sides.named}
+    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def reply(asked: Sequence[tuple[str, tuple[Message, ...]]]) -> list[Reply | None]:
+        rows = []
+        for spec, messages in asked:
+            prompt = Prompt("", messages, "harmful", "attack")
+            rows.append(chat_ids(lm, with_system(prompt, specs[spec].system or what.system)))
+        fit = [
+            i for i, row in enumerate(rows) if not isinstance(context, int) or len(row) + what.max_new_tokens <= context
+        ]
+        found: list[Reply | None] = [None] * len(rows)
+        if fit:
+            with steer(lm, [specs[asked[i][0]] for i in fit], sides.saes, directions=sides.directions):
+                answers = generate(lm, [rows[i] for i in fit], what.max_new_tokens)
+            for i, answer in zip(fit, answers, strict=True):
+                found[i] = Reply(answer.text, len(answer.ids), answer.stop == "eos")
+        return found
+
+    return reply
+
+
+def _note(sides: Sides, found: Sequence[Talk]) -> str:
+    said = []
+    for one in sides.named:
+        mine = [talk for talk in found if talk.key.spec == one.spec.hash]
+        said.append(f"{one.label}: {sum(talk.success for talk in mine)}/{len(mine)}")
+    return ", ".join(said)
+
+
+def _notes(what: AttackConfig, objectives: int) -> list[str]:
+    notes = []
+    if objectives < 20:
+        notes.append(
+            f"Intervals rest on {objectives} objectives, which is few: they are too narrow rather than too wide."
+        )
+    if what.success == "script":
+        notes.append(
+            "Success is that the target goes along with the last turn, on the subject and at some length; whether what "
+            "it says would help anybody is not judged."
+        )
+    if what.replay:
+        notes.append(
+            "A replay asks what was recorded, whatever the target says: it pairs the sides exactly, and is a weaker "
+            "attack."
+        )
+    return notes
