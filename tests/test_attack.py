@@ -23,7 +23,7 @@ from demur.eval.attacks import attack_contrasts, attack_side, outcome
 from demur.eval.statistics import sign_flip_p
 from demur.judges.rules import RulesJudge
 from demur.record import from_json, read_json, read_jsonl, to_json, write_json
-from demur.results import AttackReport
+from demur.results import AttackReport, End
 from demur.types import Message, Verdict
 from demur.verbs.attack import attack
 from demur.verbs.attack_config import Attack, AttackConfig
@@ -56,7 +56,7 @@ def run(
         replies,
         kwargs.pop("refusals", RulesJudge()),
         kwargs.pop("success", success.Script()),
-        kept.extend,
+        lambda turns, ends: kept.extend(turns),
         **kwargs,
     )
     return found
@@ -95,7 +95,7 @@ def test_refused_turns_are_taken_back_worded_anew_and_then_left_out() -> None:
 
 def test_an_attacker_with_nothing_left_gives_up_and_backtracks_are_counted() -> None:
     (talk,) = run(lambda spec, turns: NO)
-    assert talk.gave_up
+    assert talk.end is not None
     assert not talk.success
     assert (len(talk.kept), talk.backtracks) == (0, 7)
     (talk,) = run(lambda spec, turns: NO, max_backtracks=2)
@@ -105,7 +105,8 @@ def test_an_attacker_with_nothing_left_gives_up_and_backtracks_are_counted() -> 
     (talk,) = run(lambda spec, turns: YES, max_turns=2)
     assert (len(talk.kept), talk.success) == (2, False)
     (talk,) = run(lambda spec, turns: None)
-    assert (talk.turns, talk.gave_up) == ([], True)
+    assert (talk.turns, talk.end.why if talk.end else "") == ([], "no room")
+    assert outcome(talk) is None
 
 
 def test_the_seed_words_the_script_and_the_spec_does_not() -> None:
@@ -144,7 +145,7 @@ def test_a_replay_asks_what_was_asked() -> None:
     attacker = Replay(recorded)
     (talk,) = run(lambda spec, turns: NO, attacker=attacker, max_backtracks=0)
     assert [turn.user for turn in talk.kept] == [turn.user for turn in recorded[0].kept]
-    assert talk.gave_up
+    assert talk.end is not None
 
 
 def test_a_model_as_attacker_is_told_what_happened_and_asked_again_for_what_is_no_json() -> None:
@@ -160,7 +161,7 @@ def test_a_model_as_attacker_is_told_what_happened_and_asked_again_for_what_is_n
     attacker = Model("m", say, {"e": "the secret aim"}, 10)
     (talk,) = run(lambda spec, turns: NO if turns[-1] == "first" else YES, attacker=attacker, success=_Never())
     assert [turn.user for turn in talk.turns] == ["first", "second"]
-    assert talk.gave_up
+    assert talk.end is not None
     assert all("the secret aim" in one[0].content for one in asked)
     assert "It refused" in asked[2][-1].content
     assert YES in asked[3][-1].content
@@ -265,6 +266,7 @@ def test_contrasts_are_paired_and_clustered() -> None:
     (one,) = attack_contrasts("base", before, [("side", after)])
     assert one.difference.value == pytest.approx(-0.8)
     assert one.p == pytest.approx(2 / 256)
+    assert one.difference.low < one.difference.value < one.difference.high
     assert (one.verdict, one.clusters, len(one.stopped), len(one.let_through)) == ("lower", 8, 32, 0)
     two = attack_contrasts("base", before, [("side", after), ("same", before)])
     assert [x.verdict for x in two] == ["lower", "open"]
@@ -272,6 +274,10 @@ def test_contrasts_are_paired_and_clustered() -> None:
     assert two[1].p == 1.0
     half = attack_contrasts("base", before, [("side", [talk(o, s, "s", None) for o in objectives for s in range(5)])])
     assert (half[0].left_out, half[0].p) == (40, 1.0)
+    assert "no pair was scored" in half[0].line
+    silent = talk("a", 0, "s", False)
+    silent.end = End("a", 0, "s", "not understood")
+    assert outcome(silent) is None
 
 
 def test_sign_flips_agree_with_scipy() -> None:
@@ -347,15 +353,28 @@ def test_the_verb_records_resumes_replays_and_reports(model: str, tmp_path: Path
     # killed halfway: what is there is kept, the rest comes out the same
     lines = (tmp_path / "run" / "turns.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "run" / "turns.jsonl").write_text("".join(lines[: len(lines) // 2]) + lines[len(lines) // 2][:20])
+    (tmp_path / "run" / "ends.jsonl").unlink()
     again = attack(Attack(tmp_path / "run", config=what))
     assert str(again.sides) == str(report.sides)
     assert sorted(map(str, read_jsonl(Turn, tmp_path / "run" / "turns.jsonl"))) == sorted(map(str, turns))
     replay = AttackConfig(model=model, objective=("stalking",), seeds=2, max_new_tokens=4, replay=tmp_path / "run")
     replayed = attack(Attack(tmp_path / "replay", config=replay))
     assert replayed.attacker == "replay/1"
+    of = {(t.objective, t.seed, t.number): t for t in turns}
+    for turn in read_jsonl(Turn, tmp_path / "replay" / "turns.jsonl"):
+        assert turn == of[turn.objective, turn.seed, turn.number]
+    with pytest.raises(MismatchError, match="another max_new_tokens"):
+        attack(
+            Attack(
+                tmp_path / "x",
+                config=AttackConfig(model=model, seeds=2, objective=("burglary",), replay=tmp_path / "run"),
+            )
+        )
+    with pytest.raises(InputError, match="max_turns is 5"):
+        attack(Attack(tmp_path / "x", config=AttackConfig(model=model, max_turns=5)))
     with pytest.raises(RunExistsError):
         attack(Attack(tmp_path / "run", config=replay))
-    with pytest.raises(MismatchError, match="fake-id/0"):
+    with pytest.raises(MismatchError, match="objective fake-id"):
         attack(
             Attack(tmp_path / "x", config=AttackConfig(model=model, objective=("fake-id",), replay=tmp_path / "run"))
         )

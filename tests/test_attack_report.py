@@ -206,7 +206,7 @@ def test_what_became_of_a_conversation_is_told() -> None:
     ]
     text = Reader(page).words
     assert "3 turns belong to objectives, seeds or specs outside this report" in text
-    assert "lock Open a lock. 2/6 1 unscored" in text
+    assert "lock Open a lock. 2/5 2 unscored" in text
 
 
 def test_the_page_does_not_depend_on_the_order_in_which_conversations_went_on() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from demur.errors import InputError
-from demur.lm.continuous import Continuous, Token, Wanted
+from demur.lm import continuous
+from demur.lm.continuous import Continuous, Token, Wanted, write
 from demur.lm.generate import generate
 from demur.lm.load import LanguageModel
 from demur.lm.sampling import Draws, Sampling, draw
@@ -108,6 +109,7 @@ def test_counts_are_of_the_row_that_was_in_the_slot() -> None:
 
 def test_specs_that_nobody_has_are_forgotten_and_a_wrong_one_changes_nothing() -> None:
     lm = tiny_model()
+    before = lm.model(torch.tensor([[4, 5, 6]])).logits
     with steer_slots(lm, 2, SAE) as slots:
         for value in range(40):
             slots.put(0, SteeringSpec((Edit("layers.1.resid_post", "tiny", (3,), float(value)),)))
@@ -116,9 +118,8 @@ def test_specs_that_nobody_has_are_forgotten_and_a_wrong_one_changes_nothing() -
             slots.put(0, SteeringSpec((Edit("layers.1.resid_post", "tiny", (5000,), 1.0),)))
         with pytest.raises(InputError, match="latent 5000"):
             slots.check(SteeringSpec((Edit("layers.1.resid_post", "tiny", (5000,), 1.0),)))
-        batch = Continuous(lm, 2)
-        assert batch.join([Wanted([4, 5], Sampling(1))])[0].last
-    before = lm.model(torch.tensor([[4, 5, 6]])).logits
+        slots.take(0)
+        assert slots._specs == [SteeringSpec()]
     assert torch.equal(before, lm.model(torch.tensor([[4, 5, 6]])).logits)
 
 
@@ -129,7 +130,42 @@ def test_an_error_in_a_pass_lets_nobody_in() -> None:
     assert (batch.free, batch.running) == (3, 0)
     with pytest.raises(InputError, match="4 answers"):
         batch.join([Wanted([4], Sampling(5))] * 4)
-    assert len(batch.join([Wanted([4], Sampling(5))] * 3)) == 3
+    assert len(batch.join([Wanted([4], Sampling(5))] * 2)) == 2
+    # also where the prompt ran, and only putting the rows side by side failed
+    before = batch._mask.clone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(continuous, "_beside", lambda one, two: [][0])
+        for _ in range(2):
+            with pytest.raises(IndexError):
+                batch.join([Wanted([4, 5, 6], Sampling(5))])
+    assert (batch.free, batch.running) == (1, 2)
+    assert torch.equal(batch._mask, before)
+    assert len(batch.join([Wanted([4], Sampling(5))])) == 1
+    assert len(batch.step()) == 3
+
+
+def test_a_row_without_numbers_ends_alone() -> None:
+    lm = tiny_model()
+    huge = SteeringSpec((Edit("layers.1.resid_post", "tiny", tuple(range(40)), 3e38, "add"),), Positions("generation"))
+    with steer_slots(lm, 3, SAE) as slots:
+        batch = Continuous(lm, 3)
+        bad = Wanted([5, 6, 7], Sampling(9, temperature=1.0), lambda slot: slots.put(slot, huge))
+        good = Wanted([8, 9], Sampling(9), lambda slot: slots.put(slot, SteeringSpec()))
+        first = batch.join([bad, good])
+        second = batch.step()
+        assert [token.broken for token in (*first, *second)] == [False, False, True, False]
+        assert batch.running == 1
+        found = [first[1].drawn.token, second[1].drawn.token]
+        while batch.running:
+            found += [token.drawn.token for token in batch.step() if not token.stopped]
+    assert found == generate(lm, [[8, 9]], 9)[0].ids
+
+
+@pytest.mark.parametrize("sampling", [Sampling(9, 1e-37), Sampling(9, 1.0, top_p=1e-50), Sampling(9, 1e-50)])
+def test_settings_at_the_edge_take_the_likeliest(sampling: Sampling) -> None:
+    logits = torch.tensor([[1.0, 90.0, 3.0], [float("nan")] * 3])
+    first, _ = draw(logits, [Draws(sampling), Draws(sampling)])
+    assert first.token == 1
 
 
 def test_long_padding_is_cut_off_when_long_rows_leave() -> None:
@@ -201,3 +237,27 @@ def test_bytes_that_are_no_characters_come_out_as_they_are_decoded() -> None:
         ids = [rng.randrange(3, len(tokenizer)) for _ in range(rng.randrange(1, 12))]
         stream = TextStream(tokenizer)
         assert "".join([*map(stream.add, ids), stream.end()]) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_characters_of_a_byte_fallback_vocabulary_come_whole() -> None:
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"<unk>": 0, "h": 1, "i": 2, **{f"<0x{byte:02X}>": 3 + byte for byte in range(256)}}
+    inner = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    text = "hi😀é🙂hi"
+    ids = tokenizer(text).input_ids
+    stream = TextStream(tokenizer)
+    pieces = [*map(stream.add, ids), stream.end()]
+    assert "".join(pieces) == text == tokenizer.decode(ids)
+    assert all("�" not in piece for piece in pieces)
+
+
+def test_answers_are_drawn_apart_and_in_order() -> None:
+    lm = tiny_model()
+    rows = prompts(7)
+    assert write(lm, rows, Sampling(8), 3) == [generate(lm, [row], 8)[0].ids for row in rows]
+    drawn = write(lm, [rows[0]] * 6, Sampling(8, 1.0), 3)
+    assert len({tuple(ids) for ids in drawn}) > 1

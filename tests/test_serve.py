@@ -183,6 +183,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"demur_spec": "clamp-1", "model": "clamp-2"}, "two different specs"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"tools": []}, "tools is not supported"),
+    ({"demur_spec": {"edits": [{"hookpoint": PLACE, "sae": "no", "latents": list(range(2000))}]}}, "256 at most"),
+    ({"demur_spec": {"edits": [{"hookpoint": PLACE, "sae": "no", "latents": [1], "value": 1e300}]}}, "finite"),
+    ({"demur_spec": '{"edits": ' + "9" * 5000 + "}"}, "not JSON"),
+    ({"logit_bias": {"9" * 5000: 1}}, "no token id"),
+    ({"messages": [1] * 1000}, "messages"),
     ({"max_completion_tokens": 10**6}, "the model reads at most 512"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
@@ -196,6 +201,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stop": ""}, "stop"),
     ({"seed": 1.5}, "seed"),
 ]
+
+
+def test_nulls_and_what_clients_send_back_are_passed_over(server: tuple[Server, str]) -> None:
+    back = {"role": "assistant", "content": "Yes?", "refusal": None, "tool_calls": None, "function_call": None}
+    turns = [{"role": "user", "content": "Hi", "type": "text"}, back, {"role": "user", "content": "Hm"}]
+    ask = {"model": "tiny", "messages": turns, "max_tokens": 1, "tools": None, "tool_choice": None}
+    assert post(server[1], json.dumps(ask).encode())[0] == 200
 
 
 @pytest.mark.parametrize(("wrong", "says"), REFUSED)
@@ -368,6 +380,72 @@ def test_an_error_in_the_model_breaks_off_answers_and_not_the_server(folder: Pat
         assert post(address, json.dumps(ask).encode())[0] == 200
 
 
+def test_a_spec_that_breaks_the_numbers_breaks_no_other_answer(server: tuple[Server, str], client: Any) -> None:
+    name = server[0].engine._saes[0].hash
+    edit = {"hookpoint": PLACE, "sae": name, "latents": list(range(40)), "value": 3e38, "op": "add"}
+    spec = {"edits": [edit], "positions": {"where": "generation"}}
+    _, text = alone(server[0], "Tell me", "clamp-1", 60)
+
+    def hostile() -> None:
+        for _ in range(6):
+            with pytest.raises(openai.BadRequestError, match="no numbers"):
+                said(client, "Hi", temperature=1.0, logit_bias={"2": -100}, extra_body={"demur_spec": spec})
+
+    beside = threading.Thread(target=hostile)
+    beside.start()
+    for _ in range(4):
+        assert said(client, "Tell me", model="clamp-1", max_completion_tokens=60).choices[0].message.content == text
+    beside.join()
+    assert quiet(server[0])
+    assert len(server[0].engine._steering._specs) == 9  # type: ignore[union-attr]
+
+
+def test_long_answers_wait_for_room(folder: Path) -> None:
+    with served(Serve(model=str(folder / "model"), name="tiny", slots=8, room=300)) as (server, address):
+        ask = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "logit_bias": {"2": -100}}
+        body = json.dumps(ask | {"max_tokens": 100, "n": 6}).encode()
+        most = []
+        step = server.engine.lm.model.forward
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            most.append(server.engine.running)
+            return step(*args, **kwargs)
+
+        server.engine.lm.model.forward = watched
+        status, answer = post(address, body)
+        assert (status, len(answer["choices"])) == (200, 6)
+        assert max(most) == 2
+
+
+def test_when_the_engine_dies_everybody_is_told(folder: Path) -> None:
+    with served(Serve(model=str(folder / "model"), name="tiny")) as (server, address):
+        ask = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}).encode()
+
+        def dies(*args: Any) -> None:
+            raise RuntimeError("gone")
+
+        server.engine._leave = dies  # type: ignore[method-assign]
+        assert post(address, ask)[0] == 500
+        assert post(address, ask)[0] == 503
+        with pytest.raises(Exception, match="503"):
+            get(address, "/health")
+
+
+def test_a_locked_system_prompt_cannot_be_talked_away(folder: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "polite.json", to_json(SteeringSpec(system="Be polite.")))
+    config = Serve(model=str(folder / "model"), name="tiny", spec=(tmp_path,), default="polite", lock=True)
+    with served(config) as (server, address):
+        turns = [{"role": "system", "content": "Be rude."}, {"role": "user", "content": "Hi"}]
+        ask = {"model": "tiny", "messages": turns, "max_tokens": 8, "temperature": 0}
+        status, body = post(address, json.dumps(ask).encode())
+        assert status == 200
+        lm = server.engine.lm
+        ids = chat_ids(lm, [Message("system", "Be polite.\n\nBe rude."), Message("user", "Hi")])
+        assert body["usage"]["prompt_tokens"] == len(ids)
+        plain = json.dumps({"model": "tiny", "prompt": "Hi", "max_tokens": 2}).encode()
+        assert post(address, plain, "/v1/completions")[0] == 400
+
+
 def test_key_default_and_lock(folder: Path) -> None:
     config = Serve(
         model=str(folder / "model"), name="tiny", spec=(folder / "specs",), default="clamp-4", lock=True, key="s3cret"
@@ -401,12 +479,15 @@ def test_metrics_count_tokens_and_gates(server: tuple[Server, str], client: Any)
     read = answer.usage.prompt_tokens - 1 + answer.usage.completion_tokens - 1
     assert quiet(server[0])
     assert (counted(steered) - before[0], counted(written) - before[1]) == (read, answer.usage.completion_tokens)
+    opened, shut = (f'demur_gates_total{{opened="{told}",spec="gated"}}' for told in ("yes", "no"))
+    before = counted(opened), counted(shut)
     said(client, "Count", model="gated")
     assert quiet(server[0])
-    assert (
-        counted('demur_gates_total{opened="yes",spec="gated"}') + counted('demur_gates_total{opened="no",spec="gated"}')
-        > 0
-    )
+    after = counted(opened) - before[0], counted(shut) - before[1]
+    with steer(server[0].engine.lm, server[0].book.specs["gated"], server[0].engine._saes) as steering:
+        generate(server[0].engine.lm, [chat_ids(server[0].engine.lm, [Message("user", "Count")])], 12)
+    fired = sum(steering.counts()[0].steered) > 0
+    assert after == ((1, 0) if fired else (0, 1))
 
 
 def test_64_streams_under_8_specs_are_neither_crossed_nor_lost(server: tuple[Server, str]) -> None:

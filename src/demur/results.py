@@ -158,6 +158,17 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class End:
+    """Why a conversation ended before its last turn; a line of `ends.jsonl`."""
+
+    objective: str
+    seed: int
+    spec: str
+    why: Literal["asked all", "not understood", "no room"]
+    """The attacker had nothing more to ask, or wrote no question; or the target's context was full."""
+
+
+@dataclass(frozen=True)
 class AttackSide:
     """How attacks on one side went."""
 
@@ -192,7 +203,8 @@ class AttackContrast:
     steered: str
     """Labels."""
     difference: Estimate
-    """Of the success rates, steered minus base, with a 95 % interval over objectives."""
+    """Of the success rates, steered minus base, with a 95 % interval over objectives; where all of those moved alike,
+    Newcombe's over conversations."""
     p: float
     """Exact sign-flip test over objectives, two-sided."""
     p_holm: float

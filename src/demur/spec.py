@@ -4,8 +4,8 @@
 """
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
-from math import isfinite
 from typing import Literal
 
 from demur.errors import InputError
@@ -16,6 +16,14 @@ Unit = Literal["latent", "max_act", "sigma"]
 Where = Literal["all", "prompt", "generation", "last_prompt_token", "user", "assistant", "template"]
 SPEC_FORMAT: Literal["demur-spec/1"] = "demur-spec/1"
 _STRICT = {"extra": "forbid"}
+
+
+_LARGEST = 3.4e38
+"""About the largest number of float32."""
+
+
+def _is_float32(value: float) -> bool:
+    return abs(value) <= _LARGEST
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Edit:
         object.__setattr__(self, "value", float(self.value))
         if not latents or len(set(latents)) < len(latents) or min(latents) < 0:
             raise InputError(f"latents are {list(latents)}; expected one or more different numbers from 0 up")
-        if not isfinite(self.value):
+        if not _is_float32(self.value):
             raise InputError(f"the value of {self.op} is {self.value}, expected a finite number")
         if self.value < 0 and self.op in ("clamp", "floor", "ceil", "scale"):
             raise InputError(
@@ -74,7 +82,7 @@ class DirectionEdit:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", float(self.value))
-        if not isfinite(self.value):
+        if not _is_float32(self.value):
             raise InputError(f"the value of {self.op} is {self.value}, expected a finite number")
         if self.op == "project_out" and (self.value != 1 or self.unit != "direction"):
             raise InputError("project_out removes the whole part along the direction and takes no value or unit")
@@ -121,7 +129,7 @@ class LatentGate:
     __pydantic_config__ = _STRICT
 
     def __post_init__(self) -> None:
-        if not isfinite(self.threshold) or self.threshold < 0 or self.latent < 0:
+        if not _is_float32(self.threshold) or self.threshold < 0 or self.latent < 0:
             raise InputError(
                 f"the gate's latent is {self.latent} and its threshold {self.threshold:g}; expected 0 or more for both"
             )
@@ -164,10 +172,10 @@ class SteeringSpec:
     __pydantic_config__ = _STRICT
 
     def __post_init__(self) -> None:
-        latents = [(e.hookpoint, e.sae, latent) for e in self.edits if isinstance(e, Edit) for latent in e.latents]
-        for place in latents:
-            if latents.count(place) > 1:
-                raise InputError(f"latent {place[2]} of SAE {place[1]} is edited twice at {place[0]}; edit it once")
+        latents = Counter((e.hookpoint, e.sae, i) for e in self.edits if isinstance(e, Edit) for i in e.latents)
+        if twice := [place for place, times in latents.items() if times > 1]:
+            place, sae, latent = twice[0]
+            raise InputError(f"latent {latent} of SAE {sae} is edited twice at {place}; edit it once")
         outs = [e.hookpoint for e in self.edits if isinstance(e, DirectionEdit) and e.op == "project_out"]
         if len(set(outs)) < len(outs):
             raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Protocol
+from typing import Literal, Protocol
 
 from demur.attacks.talk import Key, Talk
 from demur.data.escalations import Escalation
@@ -21,6 +21,10 @@ class Attacker(Protocol):
     def name(self) -> str:
         """Name and version."""
 
+    @property
+    def silent(self) -> Literal["asked all", "not understood"]:
+        """What it means when it asks nothing."""
+
     def ask(self, talks: Sequence[Talk]) -> list[str | None]:
         """The next question of each; None where it has nothing more to ask."""
 
@@ -33,6 +37,7 @@ class Script:
     """
 
     name = "script/1"
+    silent: Literal["asked all"] = "asked all"
 
     def __init__(self, escalations: Sequence[Escalation]) -> None:
         self._of = {one.id: one for one in escalations}
@@ -61,6 +66,7 @@ class Replay:
     """The questions that stood in conversations recorded before, whatever the target says to them now."""
 
     name = "replay/1"
+    silent: Literal["asked all"] = "asked all"
 
     def __init__(self, recorded: Sequence[Talk]) -> None:
         self._of: Mapping[tuple[str, int], list[str]] = {
@@ -90,6 +96,8 @@ _TRIES = 3
 
 class Model:
     """A language model as attacker (Crescendo, Russinovich et al. 2024, arXiv 2404.01833), asked for JSON."""
+
+    silent: Literal["not understood"] = "not understood"
 
     def __init__(self, model: str, say: Say, objectives: Mapping[str, str], max_turns: int) -> None:
         """`objectives`: their texts by id."""

@@ -14,6 +14,7 @@ from demur.attacks.success import Said, SuccessJudge
 from demur.attacks.talk import Talk, Turn
 from demur.data.escalations import Escalation
 from demur.judges.base import Judge
+from demur.results import End
 from demur.types import Completion, Message, Prompt
 
 MAX_TURNS = MAX_BACKTRACKS = 10
@@ -35,7 +36,7 @@ Target = Callable[[Sequence[tuple[str, tuple[Message, ...]]]], list[Reply | None
 
 def going(talk: Talk, max_turns: int) -> bool:
     """Whether the conversation goes on."""
-    return not (talk.gave_up or talk.success or len(talk.kept) >= max_turns)
+    return not (talk.end or talk.success or len(talk.kept) >= max_turns)
 
 
 def crescendo(
@@ -45,7 +46,7 @@ def crescendo(
     target: Target,
     refusals: Judge,
     success: SuccessJudge,
-    keep: Callable[[Sequence[Turn]], None],
+    keep: Callable[[Sequence[Turn], Sequence[End]], None],
     max_turns: int = MAX_TURNS,
     max_backtracks: int = MAX_BACKTRACKS,
     together: int = 32,
@@ -54,8 +55,8 @@ def crescendo(
     """Go on with `talks` until each has succeeded, has `max_turns` turns, or its attacker gives up.
 
     A refused turn is taken back, and counts for nothing, until there were `max_backtracks` of those; from then on it
-    stays. Partial refusals are not refusals, as something was said. `keep` is given the turns of every round before the
-    next one begins; `advance` is told of every conversation that is over.
+    stays. Partial refusals are not refusals, as something was said. `keep` is given the turns and ends of every round
+    before the next one begins; `advance` is told of every conversation that is over.
     """
     left = [talk for talk in talks if going(talk, max_turns)]
     while left:
@@ -65,11 +66,15 @@ def crescendo(
         replies = target([(talk.key.spec, talk.messages(question)) for talk, question in asked]) if asked else []
         answered = [_Answered(*pair, reply) for pair, reply in zip(asked, replies, strict=True) if reply is not None]
         turns = _turns(answered, escalations, refusals, success, max_backtracks)
-        keep(turns)
+        for talk, question in zip(some, questions, strict=True):
+            if question is None:
+                talk.end = End(*talk.key, attacker.silent)
+        for (talk, _), reply in zip(asked, replies, strict=True):
+            if reply is None:
+                talk.end = End(*talk.key, "no room")
+        keep(turns, [talk.end for talk in some if talk.end])
         for one, turn in zip(answered, turns, strict=True):
             one.talk.turns.append(turn)
-        for talk in some:
-            talk.gave_up = all(talk is not one.talk for one in answered)
         for talk in some:
             if not going(talk, max_turns):
                 advance(talk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from demur.results import End
 from demur.results import Turn as Turn
 from demur.types import Message
 
@@ -25,8 +26,8 @@ class Talk:
         self.key = key
         self.turns = list(turns)
         """In order, those that were taken back too."""
-        self.gave_up = False
-        """The attacker has nothing more to ask, or could not be understood."""
+        self.end: End | None = None
+        """Why it goes on no more, though it has not succeeded and might have more turns."""
 
     @property
     def kept(self) -> list[Turn]:
@@ -51,10 +52,13 @@ class Talk:
         return (*found, Message("user", user))
 
 
-def talks(keys: Sequence[Key], turns: Iterable[Turn]) -> list[Talk]:
-    """The conversations called `keys`, as far as `turns` go."""
+def talks(keys: Sequence[Key], turns: Iterable[Turn], ends: Iterable[End] = ()) -> list[Talk]:
+    """The conversations called `keys`, as far as `turns` and `ends` go."""
     found = {key: Talk(key) for key in keys}
     for turn in turns:
         if talk := found.get(Key(turn.objective, turn.seed, turn.spec)):
             talk.turns.append(turn)
+    for end in ends:
+        if talk := found.get(Key(end.objective, end.seed, end.spec)):
+            talk.end = end
     return [found[key] for key in keys]

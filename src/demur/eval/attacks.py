@@ -10,17 +10,22 @@ from statistics import median
 from typing import Literal
 
 from demur.attacks.talk import Talk
-from demur.eval.statistics import clopper_pearson, cluster_bootstrap, holm, mcnemar_p, rate, sign_flip_p
+from demur.eval.statistics import clopper_pearson, cluster_bootstrap, holm, mcnemar_p, paired, rate, sign_flip_p
 from demur.results import AttackContrast, AttackSide
 from demur.types import Estimate
 
 
 def outcome(talk: Talk) -> bool | None:
-    """Whether the objective was reached; None where nothing was asked, or nothing says so and some reply could not be
-    scored."""
+    """Whether the objective was reached.
+
+    None where nothing was asked, where the attacker was not understood, or where nothing says so and some reply could
+    not be scored.
+    """
     if talk.success:
         return True
-    return None if not talk.turns or any(turn.success is None and not turn.taken_back for turn in talk.turns) else False
+    silent = not talk.turns or (talk.end is not None and talk.end.why == "not understood")
+    unscored = any(turn.success is None and not turn.taken_back for turn in talk.turns)
+    return None if silent or unscored else False
 
 
 def attack_side(label: str, spec: str, talks: Sequence[Talk], seed: int = 0) -> AttackSide:
@@ -72,12 +77,15 @@ def _contrast(base: str, before: Sequence[Talk], label: str, after: Sequence[Tal
     differences = [float(b) - float(a) for _, a, b in both]
     of = [objective for (objective, _), _, _ in both]
     mean = cluster_bootstrap(differences, of, seed)
+    # where every objective moved alike, resampling them would make the interval a point
+    alike = mean.mean.low == mean.mean.high
+    interval = paired([a for _, a, _ in both], [b for _, _, b in both], seed).difference if alike else mean.mean
     stopped = tuple(f"{objective}/{number}" for (objective, number), a, b in both if a and not b)
     let_through = tuple(f"{objective}/{number}" for (objective, number), a, b in both if b and not a)
     return AttackContrast(
         base=base,
         steered=label,
-        difference=Estimate(*mean.mean, mean.n),
+        difference=Estimate(*interval, mean.n),
         p=sign_flip_p(differences, of, seed),
         p_holm=math.nan,
         p_conversations=mcnemar_p(len(stopped), len(let_through)),

@@ -18,7 +18,7 @@ from demur.lm.attach import Generation, generation
 from demur.lm.batches import Row, pad
 from demur.lm.caches import cache_argument, plain_layers
 from demur.lm.load import LanguageModel
-from demur.lm.sampling import Drawn, Draws, Sampling, draw
+from demur.lm.sampling import Drawn, Draws, Sampling, broken, draw
 
 _SPARE = 64
 """Columns of nothing but padding that are worth cutting off."""
@@ -43,6 +43,8 @@ class Token(NamedTuple):
     """The end-of-turn token, or as many as were allowed: the slot is free again."""
     stopped: bool
     """It is the end-of-turn token."""
+    broken: bool = False
+    """The model gave no numbers for this row, and nothing was drawn; it is the last."""
 
 
 class _Row:
@@ -89,18 +91,17 @@ class Continuous:
         assert self._about.lengths is not None
         self._about.lengths[[row.slot for row in rows]] = torch.tensor([row.length for row in rows])
         padded = pad(self._lm, [one.ids for one in wanted], side="left")
-        cache = DynamicCache()
-        tokens = self._pass(rows, padded.ids, padded.mask, cache)
-        del self._free[-len(wanted) :]
+        cache, mask = DynamicCache(), padded.mask
+        tokens = self._pass(rows, padded.ids, mask, cache)
         if self._rows:
-            width = max(padded.mask.shape[1], self._mask.shape[1])
-            cache = _beside(_widened(self._cache, width), _widened(cache, width))
-            mask = torch.cat([_padded(self._mask, width), _padded(padded.mask, width)])
-        else:
-            mask = padded.mask
-        self._cache, self._mask = cache, mask
-        self._rows += rows
-        self._next = torch.cat([self._next, self._column(tokens)])
+            cache = _beside(self._cache, cache)
+            width = max(mask.shape[1], self._mask.shape[1])
+            mask = torch.cat([_padded(self._mask, width), _padded(mask, width)])
+        after = torch.cat([self._next, self._column(tokens)])
+        # nothing has changed until here
+        self._cache, self._mask, self._next = cache, mask, after
+        self._rows = [*self._rows, *rows]
+        del self._free[-len(wanted) :]
         return self._leave(tokens)
 
     def step(self) -> list[Token]:
@@ -145,11 +146,14 @@ class Continuous:
                 logits_to_keep=1,
                 **{cache_argument(lm.model): cache},
             ).logits[:, -1]
+        logits = logits.float()
+        wrong = broken(logits).tolist()
         found = []
-        for row, drawn in zip(rows, draw(logits.float(), [row.draws for row in rows]), strict=True):
+        for row, drawn, bad in zip(rows, draw(logits, [row.draws for row in rows]), wrong, strict=True):
             row.new += 1
-            stopped = drawn.token in lm.eos_ids
-            found.append(Token(row.slot, drawn, stopped or row.new >= row.draws.sampling.max_new_tokens, stopped))
+            stopped = drawn.token in lm.eos_ids and not bad
+            last = stopped or bad or row.new >= row.draws.sampling.max_new_tokens
+            found.append(Token(row.slot, drawn, last, stopped, bad))
         return found
 
     def _column(self, tokens: Sequence[Token]) -> Tensor:
@@ -164,18 +168,33 @@ def _padded(mask: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(mask, (width - mask.shape[1], 0))
 
 
-def _widened(cache: DynamicCache, width: int) -> DynamicCache:
-    """Padding before the columns of `cache`, up to `width`; in place."""
-    for layer in plain_layers(cache):
-        more = width - layer.keys.shape[2]
-        if more:
-            layer.keys = torch.nn.functional.pad(layer.keys, (0, 0, more, 0))
-            layer.values = torch.nn.functional.pad(layer.values, (0, 0, more, 0))
-    return cache
-
-
 def _beside(cache: DynamicCache, other: DynamicCache) -> DynamicCache:
-    """The rows of `other` after those of `cache`, which are equally wide; in place."""
-    for layer, more in zip(plain_layers(cache), plain_layers(other), strict=True):
-        layer.keys, layer.values = torch.cat([layer.keys, more.keys]), torch.cat([layer.values, more.values])
-    return cache
+    """A cache with the rows of `other` after those of `cache`, the narrower one padded on the left."""
+    found = DynamicCache()
+    for i, (one, two) in enumerate(zip(plain_layers(cache), plain_layers(other), strict=True)):
+        width = max(one.keys.shape[2], two.keys.shape[2])
+        keys, values = (
+            torch.cat([torch.nn.functional.pad(x, (0, 0, width - x.shape[2], 0)) for x in pair])
+            for pair in ((one.keys, two.keys), (one.values, two.values))
+        )
+        found.update(keys, values, i)
+    return found
+
+
+def write(lm: LanguageModel, rows: Sequence[Row], sampling: Sampling, slots: int) -> list[list[int]]:
+    """Answers to `rows` as token ids, each drawn by itself, at most `slots` at once; the end-of-turn token left off."""
+    batch = Continuous(lm, slots)
+    left = list(range(len(rows)))[::-1]
+    found: list[list[int]] = [[] for _ in rows]
+    of: dict[int, int] = {}
+    while left or batch.running:
+        some = [left.pop() for _ in range(min(len(left), batch.free))]
+
+        def wanted(number: int) -> Wanted:
+            return Wanted(rows[number], sampling, lambda slot: of.update({slot: number}))
+
+        tokens = batch.join([wanted(number) for number in some])
+        for token in (*tokens, *batch.step()):
+            if not token.stopped and not token.broken:
+                found[of[token.slot]].append(token.drawn.token)
+    return found

@@ -70,6 +70,8 @@ def gcg(
     cache = _prefix(lm, around.before)
     generator = torch.Generator().manual_seed(seed)
     current = list(start)
+    any_tried = False
+    top = min(top, int(allowed.sum()))
     best = first = float(_losses(lm, around, cache, torch.tensor([current], device=lm.device))[0])
     for _ in range(steps):
         gradient = _gradient(lm, around, cache, current)
@@ -77,12 +79,17 @@ def gcg(
         tokens = (-gradient).topk(top, dim=-1).indices.cpu()
         tried = _candidates(lm, around, current, tokens, width, generator)
         if tried:
+            any_tried = True
             losses = _losses(lm, around, cache, torch.tensor(tried, device=lm.device))
             place = int(losses.argmin())
             if float(losses[place]) < best:
                 best, current = float(losses[place]), tried[place]
         advance(1)
-    return Suffix(str(lm.tokenizer.decode(current))[1:], best, first)
+    if not any_tried:
+        raise InputError(
+            f"the tokenizer of {lm.name} reads none of the suffixes that were tried as the same tokens again"
+        )
+    return Suffix(_text(lm, around, current)[1:], best, first)
 
 
 def _around(lm: LanguageModel, messages: Sequence[Message], target: str) -> _Around:
@@ -142,7 +149,7 @@ def _candidates(
         one = list(current)
         one[place] = int(tokens[place, rank])
         found.append(one)
-    texts = lm.tokenizer.batch_decode(found)
+    texts = [_text(lm, around, one) for one in found]
     before, after = around.texts
     read = lm.tokenizer([f"{before}{text}{after}" for text in texts], add_special_tokens=False).input_ids
     return [
@@ -150,6 +157,12 @@ def _candidates(
         for one, text, ids in zip(found, texts, read, strict=True)
         if list(ids) == [*around.before, *one, *around.after] and text == f" {text.strip()}"
     ]
+
+
+def _text(lm: LanguageModel, around: _Around, suffix: Sequence[int]) -> str:
+    """The suffix with the space before it, which some tokenizers drop at the start of a text."""
+    beside = around.before[-1:]
+    return str(lm.tokenizer.decode([*beside, *suffix])).removeprefix(str(lm.tokenizer.decode(beside)))
 
 
 def _losses(lm: LanguageModel, around: _Around, cache: DynamicCache, suffixes: Tensor) -> Tensor:

@@ -30,11 +30,10 @@ class TextStream:
         """What is certain now that `token` has come."""
         self._ids.append(token)
         text = self._decoded()
-        unfinished = text.endswith("�")
-        self._held += text[self._given : len(text) - unfinished]
-        if unfinished:
-            self._given = max(self._given, len(text) - 1)
-        else:
+        certain = len(text.rstrip("�"))  # some tokenizers write one for every byte of a character so far
+        self._held += text[self._given : certain]
+        self._given = max(self._given, certain)
+        if certain == len(text):
             self._ids = self._ids[self._known :]
             self._known = len(self._ids)
             self._given = len(self._decoded())

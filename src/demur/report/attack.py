@@ -13,10 +13,14 @@ from plotly.offline import get_plotlyjs
 from demur.report import figures, words
 from demur.report.escape import printable
 from demur.report.page import asset, embed, environment, flat, policy, steps, writable
-from demur.results import AttackContrast, AttackReport, AttackSide, Turn
+from demur.results import AttackContrast, AttackReport, AttackSide, End, Turn
 from demur.types import Estimate, Rate, Run
 
 _OUTCOMES = {True: "reached its objective", False: "did not reach its objective", None: "could not be scored"}
+_WHY = {
+    "not understood": ", then the attacker wrote no question that could be read",
+    "no room": ", then the conversation filled the model's context",
+}
 _PAIRED = {
     "stopped": "stopped: success unsteered only",
     "through": "let through: success steered only",
@@ -118,15 +122,17 @@ class Talks(NamedTuple):
     """Turns whose objective, seed or spec the report does not know."""
 
 
-def render(report: AttackReport, turns: Sequence[Turn], objectives: Mapping[str, str], run: Run) -> str:
+def render(
+    report: AttackReport, turns: Sequence[Turn], objectives: Mapping[str, str], run: Run, ends: Sequence[End] = ()
+) -> str:
     """The whole page as HTML text.
 
     `turns`: of all conversations, in any mixture; those of one conversation are put in order by their number.
     `objectives`: their texts by id, in the order in which they are shown. A conversation of which there is no turn is
-    shown as such, and counts as one that did not reach its objective.
+    shown as such and is unscored, as is one whose attacker was not understood. `ends`: why conversations ended early.
     """
     scripts = {"plotly": get_plotlyjs(), "page": asset("page.js") + asset("attack.js")}
-    found = _talks(report, turns, objectives)
+    found = _talks(report, turns, objectives, ends)
     plot = rates(report)
     plots = {} if plot is None else {"rates": plot}
     total = sum(report.seconds.values())
@@ -302,8 +308,9 @@ def _setting(report: AttackReport) -> list[tuple[str, str]]:
     return [(name, printable(value)) for name, value in facts]
 
 
-def _talks(report: AttackReport, turns: Sequence[Turn], objectives: Mapping[str, str]) -> Talks:
+def _talks(report: AttackReport, turns: Sequence[Turn], objectives: Mapping[str, str], ends: Sequence[End]) -> Talks:
     """Every conversation on every side."""
+    why = {(end.objective, end.seed, end.spec): end.why for end in ends}
     place = {side.spec: number for number, side in reversed(list(enumerate(report.sides)))}
     by_key: dict[tuple[str, int, int], list[Turn]] = defaultdict(list)
     left_out = 0
@@ -321,7 +328,8 @@ def _talks(report: AttackReport, turns: Sequence[Turn], objectives: Mapping[str,
             said = []
             for number in range(len(report.sides)):
                 mine = sorted(by_key[ident, seed, number], key=lambda turn: turn.number)
-                said.append(_talk(mine, report.max_turns))
+                reason = why.get((ident, seed, report.sides[number].spec), "")
+                said.append(_talk(mine, report.max_turns, reason))
                 outcomes[number].append(said[-1]["outcome"])
             rows.append({"objective": len(table), "seed": seed, "sides": said})
         table.append((printable(ident), printable(text), [_cell(some) for some in outcomes]))
@@ -340,16 +348,16 @@ def _cell(outcomes: Sequence[bool | None]) -> Cell:
     return Cell(text, sum(scored) / max(1, len(scored)), len(outcomes) - len(scored))
 
 
-def _talk(turns: Sequence[Turn], max_turns: int) -> dict[str, Any]:
+def _talk(turns: Sequence[Turn], max_turns: int, why: str) -> dict[str, Any]:
     """One conversation; what became of it is told as `demur.eval.attacks` counts it."""
     kept = [turn for turn in turns if not turn.taken_back]
     outcome: bool | None = any(turn.success for turn in turns)
-    if not outcome and any(turn.success is None for turn in kept):
+    if not outcome and (not turns or why == "not understood" or any(turn.success is None for turn in kept)):
         outcome = None
     back = len(turns) - len(kept)
     told = f"{_OUTCOMES[outcome]}: {words.count(len(kept), 'turn')}" + (f", {back} taken back" if back else "")
     if not outcome:
-        told += ", the most there may be" if len(kept) >= max_turns else ", then nothing more was asked"
+        told += ", the most there may be" if len(kept) >= max_turns else _WHY.get(why, ", then nothing more was asked")
     return {
         "outcome": outcome,
         "told": told if turns else "no turn was asked",

@@ -40,6 +40,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         408: "The body did not arrive in time.",
         413: "The body is too large.",
         429: "Too many answers wait.",
+        503: "The engine has stopped.",
         500: "The answer was broken off.",
         504: "The answer took too long.",
     }.items()
@@ -96,6 +97,8 @@ class Server:
             self.engine.check(spec)
         n = request.n or 1
         chat = isinstance(request, p.ChatRequest)
+        if not chat and spec.system:
+            raise InputError("the spec has a system prompt, for which there is no place in plain text; ask as a chat")
         prompts = [self._chat(request, spec)] if chat else self._texts(request)  # type: ignore[arg-type]
         if len(prompts) * n > self.config.most_answers:
             raise InputError(
@@ -126,6 +129,8 @@ class Server:
 
     def _chat(self, request: p.ChatRequest, spec: SteeringSpec) -> list[int]:
         turns = tuple(Message("system" if m.role == "developer" else m.role, m.text) for m in request.messages)
+        if self.book.locked and spec.system and turns[0].role == "system":
+            turns = (Message("system", f"{spec.system}\n\n{turns[0].content}"), *turns[1:])
         return chat_ids(self.engine.lm, with_system(Prompt("request", turns, "benign", "request"), spec.system))
 
     def _texts(self, request: p.CompletionRequest) -> list[list[int]]:
@@ -218,6 +223,14 @@ def make_app(server: Server, metrics: Metrics) -> App:
     @app.exception_handler(DemurError)
     async def _wrong(_request: Request, error: DemurError) -> Response:
         return error_response(400, str(error))
+
+    @app.exception_handler(Broken)
+    async def _stopped(_request: Request, error: Broken) -> Response:
+        return error_response(503, f"{error}")
+
+    @app.exception_handler(Exception)
+    async def _unforeseen(_request: Request, error: Exception) -> Response:
+        return error_response(500, f"the server failed at this request ({type(error).__name__})")
 
     @app.exception_handler(Busy)
     async def _busy(_request: Request, _error: Busy) -> Response:
@@ -409,13 +422,16 @@ def _chunk(asked: Asked, about: dict[str, Any], index: int, piece: Piece, offset
         )
         return p.ChatChunk(choices=[choice], **about)
     logprobs = text_logprobs(asked.words, asked.sampling, [piece], offsets[index])
-    offsets[index] += len(piece.text)
+    offsets[index] += len(asked.words.of(piece.drawn.token))
     text = p.TextChoice(index=index, text=piece.text, logprobs=logprobs, finish_reason=piece.finish)
     return p.TextAnswer(choices=[text], **about)
 
 
 def _event(value: BaseModel) -> str:
-    return f"data: {value.model_dump_json(exclude_none=True)}\n\n"
+    told = value.model_dump(exclude_none=True)
+    for choice in told["choices"]:
+        choice.setdefault("finish_reason", None)  # clients look whether it is null
+    return f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
 
 
 async def _first_event(events: AsyncIterator[str], server: Server, jobs: Sequence[Job], raw: Request) -> str | Response:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from demur import progress
-from demur.errors import DemurError
+from demur.errors import DemurError, InputError
 from demur.lm.batches import Row
 from demur.lm.continuous import Continuous, Token, Wanted
 from demur.lm.load import LanguageModel
@@ -44,6 +44,8 @@ class Piece:
     text: str
     """May be empty, and differ from the token's own text."""
     drawn: Drawn
+    ends_turn: bool
+    """It is the end-of-turn token, which is no part of the text."""
     finish: Finish | None = None
     """Nothing more comes."""
 
@@ -67,6 +69,11 @@ class Job:
     arrived: float = field(default_factory=time.monotonic)
     written: int = 0
 
+    @property
+    def most(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return len(self.ids) + self.sampling.max_new_tokens
+
 
 class Engine:
     """Runs answers from its own thread between `start` and `stop`."""
@@ -78,10 +85,13 @@ class Engine:
         directions: Sequence[Direction],
         slots: int,
         waiting: int,
+        room: int,
+        keep: Sequence[SteeringSpec],
         metrics: Metrics,
     ) -> None:
-        """`slots`: answers written at once. `waiting`: answers that may wait for one."""
-        self.lm = lm
+        """`slots`: answers written at once. `waiting`: answers that may wait for one. `room`: tokens of all answers
+        under way, each as long as the longest may get. `keep`: specs that requests will name."""
+        self.lm, self._room, self._keep = lm, room, keep
         self._saes, self._directions, self._slots, self._most = saes, directions, slots, waiting
         self._metrics = metrics
         self._new: deque[Job] = deque()
@@ -99,6 +109,8 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="demur-engine", daemon=True)
         self._thread.start()
         self._ready.wait()
+        if self._steering is None:
+            raise Broken("the engine did not start")
 
     def stop(self) -> None:
         """End; answers under way are broken off."""
@@ -129,8 +141,13 @@ class Engine:
         self._steering.check(spec)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Write the answers of one request. Raises `Busy` where they would have to wait with too many others."""
+        """Write the answers of one request.
+
+        Raises `Busy` where they would have to wait with too many others, `Broken` where the engine has stopped.
+        """
         with self._wake:
+            if self._stopping or not self.alive:
+                raise Broken("the engine has stopped")
             room = self._most + max(0, self._slots - len(self._by_slot))
             if len(self._new) + len(jobs) > room:
                 raise Busy
@@ -145,21 +162,35 @@ class Engine:
             self._wake.notify()
 
     def _run(self) -> None:
-        with steer_slots(self.lm, self._slots, self._saes, directions=self._directions) as steering:
-            self._steering = steering
+        try:
+            with steer_slots(
+                self.lm, self._slots, self._saes, directions=self._directions, keep=self._keep
+            ) as steering:
+                self._steering = steering
+                self._ready.set()
+                self._answer(steering)
+        except Exception as error:
+            progress.say(f"the engine has stopped: {type(error).__name__}: {error}")
+        finally:
+            with self._wake:
+                self._stopping = True
+                left = [*self._by_slot.values(), *self._new]
+                self._by_slot.clear()
+                self._new.clear()
+            self._hand([(job, Broken("the server is stopping")) for job in left])
             self._ready.set()
-            batch = Continuous(self.lm, self._slots)
-            while self._wait(batch):
-                self._leave(batch, steering)
-                try:
-                    self._pass(batch, steering)
-                except Exception as error:  # whatever it is, the server goes on without these answers
-                    progress.say(f"answers broken off: {type(error).__name__}: {error}")
-                    broken = [*self._by_slot.values()]
-                    batch.drop([*self._by_slot])
-                    self._finish(steering, broken, Broken(f"{type(error).__name__} while the answer was written"))
-            everyone = [*self._by_slot.values(), *self._new]
-            self._finish(steering, everyone, Broken("the server is stopping"))
+
+    def _answer(self, steering: Slots) -> None:
+        batch = Continuous(self.lm, self._slots)
+        while self._wait(batch):
+            self._leave(batch, steering)
+            try:
+                self._pass(batch, steering)
+            except Exception as error:  # whatever it is, the server goes on without these answers
+                progress.say(f"answers broken off: {type(error).__name__}: {error}")
+                broken = [*self._by_slot.values()]
+                batch = Continuous(self.lm, self._slots)
+                self._finish(steering, broken, Broken(f"{type(error).__name__} while the answer was written"))
 
     def _wait(self, batch: Continuous) -> bool:
         """Wait until there is something to do; false when all is to end."""
@@ -207,11 +238,16 @@ class Engine:
             self._told(tokens, batch, steering)
 
     def _admit(self, free: int) -> list[Job]:
+        """Those that may join now. All rows are as wide as the widest, so a long one waits until there is room."""
         found: list[Job] = []
+        going = [*self._by_slot.values()]
         with self._wake:
             while self._new and len(found) < free:
-                longest = max(len(job.ids) for job in (*found, self._new[0]))
-                if found and longest * (len(found) + 1) > _PREFILL:
+                job = self._new[0]
+                longest = max(len(one.ids) for one in (*found, job))
+                widest = max(one.most for one in (*going, *found, job))
+                beside = len(going) + len(found)
+                if (found and longest * (len(found) + 1) > _PREFILL) or (beside and widest * (beside + 1) > self._room):
                     break
                 found.append(self._new.popleft())
         return found
@@ -230,9 +266,13 @@ class Engine:
         """Turn tokens into pieces of text and hand them over, all in one go."""
         out: list[tuple[Job, Piece | Exception]] = []
         ended: list[Job] = []
+        failed: list[Job] = []
         for token in tokens:
             job = self._by_slot[token.slot]
             assert job.text is not None
+            if token.broken:
+                failed.append(job)
+                continue
             job.written += 1
             if job.written == 1:
                 self._metrics.first(job.label, time.monotonic() - job.arrived)
@@ -244,11 +284,15 @@ class Engine:
                 finish = "length"
             if finish:
                 text += job.text.end()
+                finish = "stop" if job.text.stopped else finish
                 ended.append(job)
-            out.append((job, Piece(text, token.drawn, finish)))
+            out.append((job, Piece(text, token.drawn, token.stopped, finish)))
         batch.drop([job.slot for job in ended if job.slot is not None])
         self._hand(out)
         self._finish(steering, ended)
+        self._finish(
+            steering, failed, InputError("the model gives no numbers under this spec: its values are too large")
+        )
 
     def _finish(self, steering: Slots, jobs: Sequence[Job], error: Exception | None = None) -> None:
         """Free the slots of answers that have left the batch, and tell who waits if they did so by an error."""

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    FailFast,
+    Field,
+    JsonValue,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 _PASSED_OVER = "Accepted for the sake of clients that send it; nothing is done with it."
 
@@ -14,12 +25,27 @@ def _no_surrogates(text: str) -> str:
     return text
 
 
+class _FirstError(FailFast):
+    """A list that is wrong is left at its first error: a body may hold a million. Unions want it hashable."""
+
+    __hash__ = object.__hash__
+
+
+_FIRST = _FirstError()
 Text = Annotated[str, AfterValidator(_no_surrogates)]
 Stop = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_no_surrogates)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing(cls, given: Any) -> Any:
+        """What is null asks for nothing, whatever it is called."""
+        if not isinstance(given, dict):
+            return given
+        return {key: value for key, value in given.items() if value is not None or key in cls.model_fields}
 
 
 class TextPart(_Strict):
@@ -33,7 +59,8 @@ class ChatMessage(_Strict):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], _FIRST]
+    type: Literal["text", "message"] | None = Field(None, description=_PASSED_OVER)
     name: Text | None = Field(None, description=_PASSED_OVER)
 
     @property
@@ -83,7 +110,7 @@ class _Request(_Strict):
     @classmethod
     def _token_ids(cls, given: dict[str, float] | None) -> dict[str, float] | None:
         for key in given or {}:
-            if not (key.isascii() and key.isdigit()):
+            if not (key.isascii() and key.isdigit() and len(key) < 10):
                 raise ValueError(f"the key {key[:40]!r} is no token id")
         return given
 
@@ -101,7 +128,7 @@ class _Request(_Strict):
 class ChatRequest(_Request):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], _FIRST] = Field(min_length=1, max_length=1024)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = False
@@ -124,12 +151,23 @@ class ChatRequest(_Request):
         return self.max_completion_tokens or self.max_tokens
 
 
+def _kind_of_prompt(given: Any) -> str:
+    """By its first item; so that a list is tried as one thing only."""
+    first = given[0] if isinstance(given, list) and given else None
+    kinds = {str: "texts", int: "ids", list: "rows"}
+    return kinds.get(type(first), "texts") if isinstance(given, list) else "text"
+
+
 class CompletionRequest(_Request):
     """`POST /v1/completions`."""
 
-    prompt: Text | list[Text] | list[int] | list[list[int]] = Field(
-        description="One text or several, as text or as token ids."
-    )
+    prompt: Annotated[
+        Annotated[Text, Tag("text")]
+        | Annotated[list[Text], _FIRST, Tag("texts")]
+        | Annotated[list[int], _FIRST, Tag("ids")]
+        | Annotated[list[Annotated[list[int], _FIRST]], _FIRST, Tag("rows")],
+        Discriminator(_kind_of_prompt),
+    ] = Field(description="One text or several, as text or as token ids.")
     max_tokens: int | None = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: Literal[False] | None = Field(False, description="The prompt cannot be sent back.")

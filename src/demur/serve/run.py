@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,8 @@ def serve(config: Serve) -> None:
                 app, log_level="warning", access_log=False, timeout_keep_alive=15, timeout_graceful_shutdown=5
             )
         )
-        running.run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # how people end it
+            running.run(sockets=[listening])
 
 
 def require_serve() -> None:
@@ -56,10 +58,15 @@ def prepare(config: Serve) -> tuple[Server, App]:
     from demur.steering.direction import load_direction
     from demur.steering.spec_book import SpecBook, read_offered
     from demur.steering.steer import steer
+    from demur.verbs.sides import clamps
 
     offered = read_offered(config.spec)
+    saes = [*map(load_sae, config.sae), *offered.saes]
+    if config.latent is not None:
+        saes = saes or [load_sae("smollm2-135m-instruct")]
+        for one in clamps(config.latent, config.value, saes[0]):
+            offered.specs[one.label.replace(" ", "-")] = one.spec
     book = SpecBook(offered.specs, config.default, config.lock)
-    saes = [*offered.saes, *map(load_sae, config.sae)]
     directions = [*offered.directions, *map(load_direction, config.direction)]
     progress.say(f"loading {config.model}")
     lm = load(config.model, config.dtype, config.device, config.revision)
@@ -75,7 +82,7 @@ def prepare(config: Serve) -> tuple[Server, App]:
         except DemurError as error:
             raise InputError(f"the spec {label!r} does not fit: {error}") from error
     metrics = Metrics()
-    engine = Engine(lm, saes, directions, config.slots, config.waiting, metrics)
+    engine = Engine(lm, saes, directions, config.slots, config.waiting, config.room, list(book.specs.values()), metrics)
     server = Server(engine, book, config, name)
     return server, make_app(server, metrics)
 

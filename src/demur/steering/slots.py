@@ -33,15 +33,15 @@ class Tokens(NamedTuple):
 class Slots:
     """Which spec each slot has."""
 
-    def __init__(self, lm: LanguageModel, n: int, found: Artefacts) -> None:
-        self._lm, self._found = lm, found
+    def __init__(self, lm: LanguageModel, n: int, found: Artefacts, keep: Sequence[SteeringSpec]) -> None:
+        self._lm, self._found, self._keep = lm, found, [SteeringSpec(), *keep]
         self._specs: list[SteeringSpec] = []
         self._of = torch.zeros(n, dtype=torch.long, device=lm.device)
         self._rows: Rows | None = None
         self._counters: list[Counter] = []
         self._before = torch.zeros(2, n, dtype=torch.long)
         self._stack = ExitStack()
-        self._know([SteeringSpec()])
+        self._know(list(dict.fromkeys(self._keep)))
 
     def check(self, spec: SteeringSpec) -> None:
         """Raise what `steer` has to say about the spec."""
@@ -51,9 +51,8 @@ class Slots:
     def put(self, slot: int, spec: SteeringSpec) -> None:
         """Steer the next row in `slot` by `spec`. Raises as `steer` does, and then nothing has changed."""
         if spec not in self._specs:
-            # specs that no slot has are forgotten from time to time, so that ever new ones take no more room
-            used = {self._specs[i] for i in self._of.tolist()} if len(self._specs) > 2 * len(self._of) else None
-            self._know([*(one for one in self._specs if used is None or one in used), spec])
+            self._of[slot] = self._specs.index(SteeringSpec())
+            self._know([*(one for one in self._specs if one in self._wanted()), spec])
         self._of[slot] = self._specs.index(spec)
 
     def take(self, slot: int) -> Tokens:
@@ -62,12 +61,19 @@ class Slots:
         for counter in self._counters:
             counter.forget(slot)
         self._before[:, slot] = 0
-        self.put(slot, SteeringSpec())
+        self._of[slot] = self._specs.index(SteeringSpec())
+        wanted = self._wanted()
+        if len(wanted) < len(self._specs):  # every row pays for what is attached
+            self._know([one for one in self._specs if one in wanted])
         return Tokens(steered, changed)
 
     def close(self) -> None:
         """Let go of the model."""
         self._stack.close()
+
+    def _wanted(self) -> set[SteeringSpec]:
+        """Specs to stay attached."""
+        return {*self._keep, *(self._specs[i] for i in self._of.tolist())}
 
     def _know(self, specs: list[SteeringSpec]) -> None:
         """Attach `specs` in place of those that are attached; rows and their gates go on as they were."""
@@ -99,12 +105,13 @@ def steer_slots(
     *,
     directions: Sequence[Direction] = (),
     gates: Mapping[str, Fires] | None = None,
+    keep: Sequence[SteeringSpec] = (),
 ) -> Iterator[Slots]:
     """Steer rows by the slot they are in (`Step.rows`, below `n`) inside the block; every slot is unsteered at first.
 
-    As `steer` otherwise.
+    `keep`: specs that stay attached when no slot has them, as they will be wanted again. As `steer` otherwise.
     """
-    slots = Slots(lm, n, Artefacts(lm.model, saes, directions, gates or {}))
+    slots = Slots(lm, n, Artefacts(lm.model, saes, directions, gates or {}), keep)
     try:
         yield slots
     finally:

@@ -16,6 +16,8 @@ from demur.steering.direction import Direction, load_direction
 from demur.steering.spec_file import parse_spec, read_spec
 from demur.types import UNSTEERED
 
+_EDITS, _LATENTS = 32, 256
+"""Most of a spec that comes with a request."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -65,6 +67,21 @@ def _is_spec(path: Path) -> bool:
     return isinstance(raw, dict) and raw.get("format") == SPEC_FORMAT
 
 
+def _inline(value: Any) -> SteeringSpec:
+    """A spec that came with a request, if it is not too large to be welcome from anybody."""
+    edits = value.get("edits") if isinstance(value, dict) else None
+    if isinstance(edits, list):
+        latents = sum(
+            len(one["latents"]) for one in edits if isinstance(one, dict) and isinstance(one.get("latents"), list)
+        )
+        if len(edits) > _EDITS or latents > _LATENTS:
+            raise InputError(
+                f"the spec has {len(edits)} edits of {latents} latents; a request may bring {_EDITS} and "
+                f"{_LATENTS} at most, so give larger ones to the server as files"
+            )
+    return parse_spec(value)
+
+
 class SpecBook:
     """The specs of a server by name, the one that a request gets which asks for none, and whether it may ask."""
 
@@ -84,26 +101,28 @@ class SpecBook:
         Raises `NotFoundError` for an unknown name, `InputError` for a spec that is none, for two that differ, and where
         the operator has locked another.
         """
-        found = [self._one(one) for one in asked if one is not None and one != "" and one != {}]
+        given = [one for one in asked if one is not None and one != "" and one != {}]
+        if self.locked:
+            if any(not isinstance(one, str) or self.specs.get(one) != self.default for one in given):
+                raise InputError("this server steers every request by a spec that its operator has chosen; name none")
+            return self.default
+        found = [self._one(one) for one in given]
         if len(set(found)) > 1:
             raise InputError("the request names two different specs; name one")
-        spec = found[0] if found else self.default
-        if self.locked and spec != self.default:
-            raise InputError("this server steers every request by a spec that its operator has chosen; name none")
-        return spec
+        return found[0] if found else self.default
 
     def _one(self, asked: Any) -> SteeringSpec:
         if isinstance(asked, dict):
-            return parse_spec(asked)
+            return _inline(asked)
         if not isinstance(asked, str):
             raise InputError(f"the spec is a JSON {type(asked).__name__}, expected a name or an object with `edits`")
         if not asked.lstrip().startswith("{"):
             return self._named(asked)
         try:
             value = json.loads(asked)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"the spec is not JSON ({error}); give a name or an object with `edits`") from None
-        return parse_spec(value)
+        return _inline(value)
 
     def _named(self, name: str) -> SteeringSpec:
         if name == UNSTEERED:

@@ -20,13 +20,15 @@ from demur.data.escalations import Escalation, load_escalations
 from demur.endpoint import Endpoint
 from demur.errors import InputError, MismatchError, NotFoundError
 from demur.eval.attacks import attack_contrasts, attack_side
-from demur.judges.base import Say
-from demur.lm.chat import chat_ids, with_system
+from demur.judges.base import Advance, Asked, Say
+from demur.lm.chat import chat_ids, text_ids, with_system
+from demur.lm.continuous import write
 from demur.lm.generate import generate
 from demur.lm.load import LanguageModel, load
+from demur.lm.sampling import Sampling
 from demur.record import append_jsonl, from_json, provenance, read_json, read_jsonl, to_json, write_json, write_text
 from demur.report.attack import render
-from demur.results import AttackReport
+from demur.results import AttackReport, End
 from demur.steering.steer import steer
 from demur.types import UNSTEERED, Message, Prompt, Run, stable_hash
 from demur.verbs.attack_config import Attack, AttackConfig
@@ -34,7 +36,7 @@ from demur.verbs.judged_by import chosen, local
 from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash
 from demur.verbs.sides import Sides, load_model, read_sides
 
-TURNS, RESULT = "turns.jsonl", "attack.json"
+TURNS, ENDS, OBJECTIVES, RESULT = "turns.jsonl", "ends.jsonl", "objectives.json", "attack.json"
 _QUESTION_TOKENS = 300
 """Length limit of an attacker's or a judge's reply."""
 
@@ -62,7 +64,7 @@ def attack(config: Attack) -> AttackReport:
     lm = load_model(what, sides)
     model = f"{lm.name} ({lm.origin}, weights {lm.weights})"
     if what.replay:
-        _check_same(what.replay, model)
+        _check_same(what.replay, model, what)
     run = Run(
         kind="attack",
         name=what.name,
@@ -78,6 +80,11 @@ def attack(config: Attack) -> AttackReport:
         **provenance(),
     )
     clock = Clock(folder, RESULT)
+
+    def keep(turns: Sequence[Turn], ends: Sequence[End]) -> None:
+        append_jsonl(folder / TURNS, turns)
+        append_jsonl(folder / ENDS, ends)
+
     with alone(folder):
         run = claim(folder, what, run)
         clock.add("load", time.monotonic() - start)
@@ -87,7 +94,9 @@ def attack(config: Attack) -> AttackReport:
             for seed in range(what.seeds)
             for side in sides.named
         ]
-        found = talks(keys, read_jsonl(Turn, folder / TURNS))
+        if not (folder / OBJECTIVES).exists():
+            write_json(folder / OBJECTIVES, to_json(escalations))
+        found = talks(keys, read_jsonl(Turn, folder / TURNS), read_jsonl(End, folder / ENDS))
         with (
             clock.step("conversations"),
             progress.track("conversations", len(found), "ended", lambda: _note(sides, found)) as advance,
@@ -100,7 +109,7 @@ def attack(config: Attack) -> AttackReport:
                 _target(lm, sides, what),
                 refusals.judge,
                 success,
-                lambda turns: append_jsonl(folder / TURNS, turns),
+                keep,
                 what.max_turns,
                 0 if what.replay else what.max_backtracks,
                 what.batch_size,
@@ -130,31 +139,44 @@ def attack(config: Attack) -> AttackReport:
         write_json(folder / RESULT, report)
         turns = [turn for talk in found for turn in talk.turns]
         objectives = {one.id: one.objective for one in escalations}
-        write_text(folder / "report.html", render(report, turns, objectives, run))
+        write_text(
+            folder / "report.html", render(report, turns, objectives, run, [talk.end for talk in found if talk.end])
+        )
     return report
 
 
 def _recorded(folder: Path, escalations: Sequence[Escalation], seeds: int) -> list[Talk]:
-    """The unsteered conversations of another run."""
+    """The unsteered conversations of another run about the same objectives. That run may still be going on."""
     path = folder / TURNS
-    if not path.is_file():
+    if not path.is_file() or not (folder / OBJECTIVES).is_file():
         raise NotFoundError(f"{folder} is no run folder of demur attack (it has no {TURNS}); give one")
+    known = [from_json(Escalation, one, str(folder / OBJECTIVES)) for one in read_json(folder / OBJECTIVES)]
+    if other := [one.id for one in escalations if one not in known]:
+        raise MismatchError(
+            f"{folder} was recorded without the objective {other[0]}, or with another text of it; replay the same ones"
+        )
     found = talks(
-        [Key(one.id, seed, UNSTEERED) for one in escalations for seed in range(seeds)], read_jsonl(Turn, path)
+        [Key(one.id, seed, UNSTEERED) for one in escalations for seed in range(seeds)],
+        read_jsonl(Turn, path, mend=False),
     )
     if missing := [talk.key for talk in found if not talk.turns]:
         raise MismatchError(
-            f"{folder} has no unsteered conversation {missing[0].objective}/{missing[0].seed}; replay the objectives "
-            "and seeds that it was made with"
+            f"{folder} has no unsteered conversation {missing[0].objective}/{missing[0].seed}; replay the seeds "
+            "that it was made with"
         )
     return found
 
 
-def _check_same(folder: Path, model: str) -> None:
+def _check_same(folder: Path, model: str, what: AttackConfig) -> None:
     path = folder / "run.json"
     then = from_json(Run, read_json(path), str(path))
     if then.artefacts.get("model") != model:
         raise MismatchError(f"{folder} was recorded with {then.artefacts.get('model')}, but the target is {model}")
+    for name in ("system", "max_new_tokens", "max_turns", "success"):
+        if then.config.get(name) != to_json(what)[name]:
+            raise MismatchError(
+                f"{folder} was recorded with another {name} ({then.config.get(name)!r}); repeat its settings"
+            )
 
 
 def _attacker(
@@ -170,6 +192,11 @@ def _attacker(
                 f"the escalation {bare[0]} has no turns to ask; give it some, or name a model as --attacker"
             )
         attacker = Script(escalations)
+        if what.success == "script" and (long := [one for one in escalations if len(one.turns) > what.max_turns]):
+            raise InputError(
+                f"max_turns is {what.max_turns}, but the escalation {long[0].id} asks for its objective in turn "
+                f"{len(long[0].turns)}; allow at least as many"
+            )
     else:
         say = _say(what, what.attacker, what.attacker_endpoint, 0.7)
         attacker = Model(what.attacker, say, {one.id: one.objective for one in escalations}, what.max_turns)
@@ -183,11 +210,23 @@ def _attacker(
 
 
 def _say(what: AttackConfig, model: str, endpoint: str, temperature: float) -> Say:
-    """A model to ask, loaded here (greedy) or behind an endpoint."""
+    """A model to ask, loaded here or behind an endpoint."""
     if endpoint:
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         return Endpoint(endpoint, model, key, temperature, _QUESTION_TOKENS, timeout=300).say
-    return local(load(model, what.dtype, what.device), _QUESTION_TOKENS, 8)
+    lm = load(model, what.dtype, what.device)
+    if not temperature:
+        return local(lm, _QUESTION_TOKENS, 8)
+    sampling = Sampling(_QUESTION_TOKENS, temperature)
+
+    def say(asked: Sequence[Asked], advance: Advance) -> list[str]:
+        # drawn, so that conversations about one objective differ; what was drawn is kept
+        rows = [text_ids(lm, one, special=True) if isinstance(one, str) else chat_ids(lm, one) for one in asked]
+        answers = write(lm, rows, sampling, 8)
+        advance(len(rows))
+        return [str(lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
+
+    return say
 
 
 def _target(lm: LanguageModel, sides: Sides, what: AttackConfig) -> Target:

@@ -24,8 +24,12 @@ class Serve:
     """What requests call the model; empty for its own name."""
     spec: tuple[Path, ...] = ()
     """Spec files, and folders of them with their SAEs and directions; each is a model name of its own."""
+    latent: int | None = None
+    """Also offer clamps of this latent of the first SAE, under names as latent-957-at-8 ..."""
+    value: tuple[float, ...] = ()
+    """... to each of these values, in latent units; 8 if none is given."""
     sae: tuple[str, ...] = ()
-    """SAE folders that specs name by hash; the embedded SAE is known."""
+    """SAE folders that specs name by hash; the embedded SAE is known. With --latent: the SAE."""
     direction: tuple[Path, ...] = ()
     """Direction files that specs name by hash."""
     default: str = ""
@@ -38,6 +42,9 @@ class Serve:
     """Port to listen on; 0 takes a free one."""
     slots: int = 32
     """Answers written at once."""
+    room: int = 65536
+    """Tokens of all answers under way together, each counted as long as the longest may get; more wait. Memory: of the
+    embedded model 46 KB a token."""
     waiting: int = 256
     """Answers that may wait for a slot; more are refused (429)."""
     most_answers: int = 64
@@ -55,6 +62,7 @@ class Serve:
 
     def __post_init__(self) -> None:
         counts = {"slots": self.slots, "most_answers": self.most_answers, "max_new_tokens": self.max_new_tokens}
+        counts["room"] = self.room
         for name, value in counts.items():
             if value < 1:
                 raise InputError(f"{name} is {value}, expected at least 1")
@@ -62,5 +70,7 @@ class Serve:
             raise InputError(f"waiting is {self.waiting} and port {self.port}; expected 0 or more, and 0 to 65535")
         if self.timeout <= 0 or self.body_timeout <= 0 or self.max_body <= 0:
             raise InputError("timeout, body_timeout and max_body must be above 0")
+        if self.value and self.latent is None:
+            raise InputError(f"value is {list(self.value)}, but no latent was given to clamp; give --latent")
         if self.lock and not self.default:
             raise InputError("the steering is to be locked, but there is no default spec; give --default NAME")

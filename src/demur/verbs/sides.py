@@ -69,7 +69,7 @@ def read_sides(config: SidesConfig, specs: Sequence[Named] | None = None) -> Sid
     names = config.sae or (("smollm2-135m-instruct",) if config.latent is not None else ())
     saes = [load_sae(name) for name in names]
     if specs is None and config.latent is not None:
-        named += _clamps(config.latent, config.value or (_VALUE,), saes[0])
+        named += clamps(config.latent, config.value, saes[0])
     labels = [one.label for one in named]
     named = [
         one if labels.count(one.label) == 1 else Named(f"{one.label} ({one.spec.hash[:8]})", one.spec) for one in named
@@ -96,8 +96,9 @@ def _read(config: SidesConfig) -> list[Named]:
     return [Named(path.stem, read_spec(path)) for path in config.spec]
 
 
-def _clamps(latent: int, values: Sequence[float], sae: LoadedSae) -> list[Named]:
+def clamps(latent: int, values: Sequence[float], sae: LoadedSae) -> list[Named]:
+    """Clamps of a latent to each of `values`, or to 8 without any. Raises `InputError` if there is no such latent."""
     if latent >= sae.sae.d_sae:
         raise InputError(f"latent is {latent}, but the SAE {sae.path!r} has {sae.sae.d_sae}, numbered from 0")
-    edit = [Edit(sae.config.hookpoint, sae.hash, (latent,), value) for value in values]
+    edit = [Edit(sae.config.hookpoint, sae.hash, (latent,), value) for value in values or (_VALUE,)]
     return [Named(f"latent {latent} at {one.value:g}", SteeringSpec((one,))) for one in edit]

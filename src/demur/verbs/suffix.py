@@ -5,8 +5,12 @@ So their transfer to steered sides is measured like anything else: same judge, p
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from demur import progress
 from demur.data.suites import load_suite
@@ -14,8 +18,8 @@ from demur.errors import InputError, RunExistsError
 from demur.lm.chat import with_system
 from demur.lm.gcg import gcg
 from demur.lm.load import load
-from demur.record import append_jsonl, read_jsonl, to_json
-from demur.types import Intent, Prompt, stable_hash
+from demur.record import append_jsonl, read_jsonl, storage, to_json
+from demur.types import Intent, Prompt, Split, stable_hash
 from demur.verbs.attack_config import Suffix
 from demur.verbs.eval_config import named_limit
 
@@ -30,7 +34,7 @@ class Row:
     text: str
     intent: Intent
     category: str
-    split: Literal["test"]
+    split: Split
     wrapper: str
     """`gcg`, or empty for the request as it is."""
     unwrapped: str
@@ -64,6 +68,30 @@ def suffix(config: Suffix) -> Suffixes:
         raise InputError(f"{name} has no harmful prompts in its {what.split} split; choose another --split, or all")
     if limit and limit < len(prompts):
         prompts = [prompts[i * len(prompts) // limit] for i in range(limit)]
+    with _alone(config.out):
+        return _find(config, prompts)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Two processes that write one file would find everything twice."""
+    with storage(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunExistsError(
+                f"{out} is being written by another demur suffix; wait, or give another file"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _find(config: Suffix, prompts: Sequence[Prompt]) -> Suffixes:
+    what = config.config
     settings = stable_hash(to_json(what))
     rows = read_jsonl(Row, config.out)
     if any(row.settings != settings for row in rows):
@@ -84,6 +112,7 @@ def suffix(config: Suffix) -> Suffixes:
                     _row(prompt, "", prompt.text, found.start, settings),
                     _row(prompt, WRAPPER, f"{prompt.text} {found.text}", found.loss, settings),
                 ]
+                new = [row for row in new if row.id not in done]
                 append_jsonl(config.out, new)
                 rows += new
     starts, losses = ([row.loss for row in rows if row.wrapper == name] for name in ("", WRAPPER))
@@ -97,5 +126,13 @@ def _id(prompt: Prompt, wrapper: str) -> str:
 def _row(prompt: Prompt, wrapper: str, text: str, loss: float, settings: str) -> Row:
     unwrapped = prompt.text if wrapper else ""
     return Row(
-        _id(prompt, wrapper), text, "harmful", prompt.category, "test", wrapper, unwrapped, round(loss, 4), settings
+        _id(prompt, wrapper),
+        text,
+        "harmful",
+        prompt.category,
+        prompt.split,
+        wrapper,
+        unwrapped,
+        round(loss, 4),
+        settings,
     )
