@@ -17,6 +17,7 @@ from demur.attacks.attackers import Model, Replay, Script, read_question
 from demur.attacks.crescendo import Reply, crescendo
 from demur.attacks.success import Harm, Reached, Said, Scale, read_score
 from demur.attacks.talk import Key, Talk, Turn, talks
+from demur.cli.main import main
 from demur.data.escalations import Escalation, load_escalations
 from demur.errors import InputError, MismatchError, NotFoundError, RunExistsError
 from demur.eval.attacks import attack_contrasts, attack_side, outcome
@@ -404,3 +405,15 @@ def test_settings_that_contradict_each_other_are_refused(kwargs: dict[str, Any],
 def test_scripts_are_json_that_people_can_read() -> None:
     raw = json.loads(Path(attackers.__file__).parents[1].joinpath("data/attacks/escalations.json").read_text())
     assert raw["format"] == "demur-escalations/1"
+
+
+def test_the_command_line(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["attack", "--model", model, "--objective", "stalking", "--seeds", "1", "--max-new-tokens", "3"]
+    assert main([*command, "--out", str(tmp_path / "run"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["sides"][0]["label"] == "unsteered"
+    assert Path(told["report"]).read_text().startswith("<!doctype html>")
+    assert main([*command, "--objective", "nobody", "--json"]) == 1
+    assert "no escalation 'nobody'" in json.loads(capsys.readouterr().out)["error"]
+    assert main(["serve", "--model", model, "--default", "x"]) == 1
+    assert "no spec 'x'" in capsys.readouterr().err

@@ -174,7 +174,7 @@ class SuffixConfig:
 class Suffix:
     """Find suffixes that make the unsteered model answer harmful requests (GCG), as a suite for `demur eval`."""
 
-    out: Path
+    out: tyro.conf.Positional[Path]
     """JSONL file to write: every request as it is, and with its suffix; one found there goes on."""
     json: bool = False
     """Print one JSON object on stdout."""
