@@ -5,11 +5,13 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_endpoint import Request, endpoint, saying
 from scipy.stats import permutation_test
 
 from demur.attacks import attackers, success
@@ -392,6 +394,8 @@ def test_the_verb_records_resumes_replays_and_reports(model: str, tmp_path: Path
         ({"success_model": "m"}, "asks no model"),
         ({"refusals_model": "m"}, "asks no model"),
         ({"attacker_endpoint": "http://x"}, "asks no endpoint"),
+        ({"target": ("a",)}, "belong together"),
+        ({"target": ("a",), "target_endpoint": "http://x", "latent": 3}, "leave --spec and --latent out"),
         ({"attacker": "m"}, "give --success scale"),
         ({"max_backtracks": -1}, "max_backtracks"),
         ({"attacker": "m", "success": "scale", "replay": Path("x")}, "leave --attacker out"),
@@ -405,6 +409,19 @@ def test_settings_that_contradict_each_other_are_refused(kwargs: dict[str, Any],
 def test_scripts_are_json_that_people_can_read() -> None:
     raw = json.loads(Path(attackers.__file__).parents[1].joinpath("data/attacks/escalations.json").read_text())
     assert raw["format"] == "demur-escalations/1"
+
+
+def test_what_is_served_is_attacked_by_its_names(tmp_path: Path) -> None:
+    asked: list[Request] = []
+    with endpoint(lambda r: (200, saying(NO if r.body["model"] == "strict" else YES)), asked) as url:
+        what = AttackConfig(objective=("phishing-email",), seeds=2, target_endpoint=url, target=("loose", "strict"))
+        report = attack(Attack(tmp_path / "run", config=what))
+        assert [(side.label, side.success.value) for side in report.sides] == [("loose", 1.0), ("strict", 0.0)]
+        assert report.contrasts[0].stopped == ("phishing-email/0", "phishing-email/1")
+        assert all(request.body["messages"][0]["role"] == "system" for request in asked)
+        again = replace(what, replay=tmp_path / "run", target=("strict",))
+        replayed = attack(Attack(tmp_path / "again", config=again))
+        assert (replayed.sides[0].turns, replayed.sides[0].refused.k) == (6, 12)
 
 
 def test_the_command_line(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

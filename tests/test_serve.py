@@ -18,7 +18,8 @@ from demur.errors import DemurError, InputError, MissingExtraError, NotFoundErro
 from demur.lm.chat import chat_ids
 from demur.lm.generate import generate
 from demur.lm.load import LanguageModel, load
-from demur.record import to_json, write_json
+from demur.record import read_jsonl, to_json, write_json
+from demur.results import Turn
 from demur.sae.store import SaeConfig, SaeModel, load_sae, save_sae
 from demur.serve import run
 from demur.serve.app import Server
@@ -27,6 +28,8 @@ from demur.steering.spec_book import SpecBook, read_offered
 from demur.steering.steer import steer
 from demur.testing import tiny_model, tiny_sae
 from demur.types import Message
+from demur.verbs.attack import attack
+from demur.verbs.attack_config import Attack, AttackConfig
 from demur.verbs.serve_config import Serve
 
 openai = pytest.importorskip("openai")
@@ -581,3 +584,19 @@ def test_what_cannot_be_served_is_said_at_once(folder: Path, tmp_path: Path, mon
     monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"demur\[serve\]"):
         run.serve(Serve(model=model))
+
+
+def test_attacks_reach_what_is_served(server: tuple[Server, str], tmp_path: Path) -> None:
+    served_names = ("tiny", "clamp-3")
+    what = AttackConfig(
+        objective=("stalking",), seeds=2, max_new_tokens=4, target_endpoint=f"{server[1]}/v1", target=served_names
+    )
+    report = attack(Attack(tmp_path / "run", config=what))
+    assert tuple(side.label for side in report.sides) == served_names
+    replies = {(t.spec, t.user): t.reply for t in read_jsonl(Turn, tmp_path / "run" / "turns.jsonl") if t.number == 0}
+    for (name, user), said_there in replies.items():
+        lm = server[0].engine.lm
+        spec = server[0].book.find([None if name == "tiny" else name])
+        with steer(lm, spec, server[0].engine._saes):
+            row = chat_ids(lm, [Message("system", what.system), Message("user", user)])
+            assert said_there == generate(lm, [row], 4)[0].text

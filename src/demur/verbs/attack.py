@@ -13,7 +13,7 @@ from pathlib import Path
 from demur import progress
 from demur.attacks import success as judges_of_success
 from demur.attacks.attackers import Attacker, Model, Replay, Script
-from demur.attacks.crescendo import Reply, Target, crescendo, going
+from demur.attacks.crescendo import crescendo, going
 from demur.attacks.success import Harm, Scale, SuccessJudge
 from demur.attacks.talk import Key, Talk, Turn, talks
 from demur.data.escalations import Escalation, load_escalations
@@ -21,20 +21,18 @@ from demur.endpoint import Endpoint
 from demur.errors import InputError, MismatchError, NotFoundError
 from demur.eval.attacks import attack_contrasts, attack_side
 from demur.judges.base import Advance, Asked, Say
-from demur.lm.chat import chat_ids, text_ids, with_system
+from demur.lm.chat import chat_ids, text_ids
 from demur.lm.continuous import write
-from demur.lm.generate import generate
-from demur.lm.load import LanguageModel, load
+from demur.lm.load import load
 from demur.lm.sampling import Sampling
 from demur.record import append_jsonl, from_json, provenance, read_json, read_jsonl, to_json, write_json, write_text
 from demur.report.attack import render
 from demur.results import AttackReport, End
-from demur.steering.steer import steer
-from demur.types import UNSTEERED, Message, Prompt, Run, stable_hash
+from demur.types import UNSTEERED, Run, stable_hash
 from demur.verbs.attack_config import Attack, AttackConfig
+from demur.verbs.attack_target import Attacked, read_target
 from demur.verbs.judged_by import chosen, local
 from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash
-from demur.verbs.sides import Sides, load_model, read_sides
 
 TURNS, ENDS, OBJECTIVES, RESULT = "turns.jsonl", "ends.jsonl", "objectives.json", "attack.json"
 _QUESTION_TOKENS = 300
@@ -44,7 +42,7 @@ _QUESTION_TOKENS = 300
 def attack(config: Attack) -> AttackReport:
     """Run the attacks, which are also `attack.json` and `report.html` in the run folder.
 
-    Raises as `load_escalations`, `read_sides`, `load_model`, `chosen` and `Endpoint` do, `InputError` for objectives
+    Raises as `load_escalations`, `read_target`, `chosen` and `Endpoint` do, `InputError` for objectives
     that have no script, `MismatchError` for a replay of other objectives or another model, and `RunExistsError` when
     the run folder holds another run.
     """
@@ -53,7 +51,7 @@ def attack(config: Attack) -> AttackReport:
     folder = config.out or Path("runs") / f"{what.name}-{config_hash(what)[:8]}"
     check_folder(folder, what)
     escalations = load_escalations(what.objectives, what.objective)
-    sides = read_sides(what)
+    prepare = read_target(what)
     refusals = chosen(what.refusals_by)
     if refusals.measures != "refusal":
         raise InputError(
@@ -61,10 +59,9 @@ def attack(config: Attack) -> AttackReport:
         )
     recorded = _recorded(what.replay, escalations, what.seeds) if what.replay else []
     attacker, success = _attacker(what, escalations, recorded)
-    lm = load_model(what, sides)
-    model = f"{lm.name} ({lm.origin}, weights {lm.weights})"
+    attacked = prepare()
     if what.replay:
-        _check_same(what.replay, model, what)
+        _check_same(what.replay, attacked.model, what)
     run = Run(
         kind="attack",
         name=what.name,
@@ -72,8 +69,8 @@ def attack(config: Attack) -> AttackReport:
         config_hash=config_hash(what),
         seed=what.seed,
         artefacts={
-            "model": model,
-            "specs": ", ".join(one.spec.hash for one in sides.named),
+            "model": attacked.model,
+            "specs": ", ".join(spec for _, spec in attacked.sides),
             "objectives": stable_hash(to_json(escalations)),
             "attacker": attacker.name,
         },
@@ -89,24 +86,21 @@ def attack(config: Attack) -> AttackReport:
         run = claim(folder, what, run)
         clock.add("load", time.monotonic() - start)
         keys = [
-            Key(one.id, seed, side.spec.hash)
-            for one in escalations
-            for seed in range(what.seeds)
-            for side in sides.named
+            Key(one.id, seed, spec) for one in escalations for seed in range(what.seeds) for _, spec in attacked.sides
         ]
         if not (folder / OBJECTIVES).exists():
             write_json(folder / OBJECTIVES, to_json(escalations))
         found = talks(keys, read_jsonl(Turn, folder / TURNS), read_jsonl(End, folder / ENDS))
         with (
             clock.step("conversations"),
-            progress.track("conversations", len(found), "ended", lambda: _note(sides, found)) as advance,
+            progress.track("conversations", len(found), "ended", lambda: _note(attacked, found)) as advance,
         ):
             advance(sum(not going(talk, what.max_turns) for talk in found))
             crescendo(
                 found,
                 {one.id: one for one in escalations},
                 attacker,
-                _target(lm, sides, what),
+                attacked.target,
                 refusals.judge,
                 success,
                 keep,
@@ -115,10 +109,10 @@ def attack(config: Attack) -> AttackReport:
                 what.batch_size,
                 lambda talk: advance(1),
             )
-        by_side = [(one, [talk for talk in found if talk.key.spec == one.spec.hash]) for one in sides.named]
+        by_side = [(label, spec, [talk for talk in found if talk.key.spec == spec]) for label, spec in attacked.sides]
         report = AttackReport(
             name=what.name,
-            model=model,
+            model=attacked.model,
             attacker=attacker.name,
             refusal_judge=refusals.judge.name,
             success_judge=success.name,
@@ -126,10 +120,10 @@ def attack(config: Attack) -> AttackReport:
             seeds=what.seeds,
             max_turns=what.max_turns,
             max_backtracks=0 if what.replay else what.max_backtracks,
-            sides=tuple(attack_side(one.label, one.spec.hash, some, what.seed) for one, some in by_side),
+            sides=tuple(attack_side(*side, what.seed) for side in by_side),
             contrasts=tuple(
                 attack_contrasts(
-                    by_side[0][0].label, by_side[0][1], [(one.label, some) for one, some in by_side[1:]], what.seed
+                    by_side[0][0], by_side[0][2], [(label, some) for label, _, some in by_side[1:]], what.seed
                 )
             ),
             seconds=clock.seconds(),
@@ -146,7 +140,7 @@ def attack(config: Attack) -> AttackReport:
 
 
 def _recorded(folder: Path, escalations: Sequence[Escalation], seeds: int) -> list[Talk]:
-    """The unsteered conversations of another run about the same objectives. That run may still be going on."""
+    """The conversations of another run with its base, about the same objectives. That run may still be going on."""
     path = folder / TURNS
     if not path.is_file() or not (folder / OBJECTIVES).is_file():
         raise NotFoundError(f"{folder} is no run folder of demur attack (it has no {TURNS}); give one")
@@ -155,8 +149,10 @@ def _recorded(folder: Path, escalations: Sequence[Escalation], seeds: int) -> li
         raise MismatchError(
             f"{folder} was recorded without the objective {other[0]}, or with another text of it; replay the same ones"
         )
+    then = from_json(Run, read_json(folder / "run.json"), str(folder / "run.json")).config
+    base = (then.get("target") or [UNSTEERED])[0]
     found = talks(
-        [Key(one.id, seed, UNSTEERED) for one in escalations for seed in range(seeds)],
+        [Key(one.id, seed, base) for one in escalations for seed in range(seeds)],
         read_jsonl(Turn, path, mend=False),
     )
     if missing := [talk.key for talk in found if not talk.turns]:
@@ -170,7 +166,7 @@ def _recorded(folder: Path, escalations: Sequence[Escalation], seeds: int) -> li
 def _check_same(folder: Path, model: str, what: AttackConfig) -> None:
     path = folder / "run.json"
     then = from_json(Run, read_json(path), str(path))
-    if then.artefacts.get("model") != model:
+    if not what.target_endpoint and then.artefacts.get("model") != model:
         raise MismatchError(f"{folder} was recorded with {then.artefacts.get('model')}, but the target is {model}")
     for name in ("system", "max_new_tokens", "max_turns", "success"):
         if then.config.get(name) != to_json(what)[name]:
@@ -229,35 +225,11 @@ def _say(what: AttackConfig, model: str, endpoint: str, temperature: float) -> S
     return say
 
 
-def _target(lm: LanguageModel, sides: Sides, what: AttackConfig) -> Target:
-    """The model under each conversation's own spec, all in one batch; greedy."""
-    specs = {one.spec.hash: one.spec for one in sides.named}
-    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-
-    def reply(asked: Sequence[tuple[str, tuple[Message, ...]]]) -> list[Reply | None]:
-        rows = []
-        for spec, messages in asked:
-            prompt = Prompt("", messages, "harmful", "attack")
-            rows.append(chat_ids(lm, with_system(prompt, specs[spec].system or what.system)))
-        fit = [
-            i for i, row in enumerate(rows) if not isinstance(context, int) or len(row) + what.max_new_tokens <= context
-        ]
-        found: list[Reply | None] = [None] * len(rows)
-        if fit:
-            with steer(lm, [specs[asked[i][0]] for i in fit], sides.saes, directions=sides.directions):
-                answers = generate(lm, [rows[i] for i in fit], what.max_new_tokens)
-            for i, answer in zip(fit, answers, strict=True):
-                found[i] = Reply(answer.text, len(answer.ids), answer.stop == "eos")
-        return found
-
-    return reply
-
-
-def _note(sides: Sides, found: Sequence[Talk]) -> str:
+def _note(attacked: Attacked, found: Sequence[Talk]) -> str:
     said = []
-    for one in sides.named:
-        mine = [talk for talk in found if talk.key.spec == one.spec.hash]
-        said.append(f"{one.label}: {sum(talk.success for talk in mine)}/{len(mine)}")
+    for label, spec in attacked.sides:
+        mine = [talk for talk in found if talk.key.spec == spec]
+        said.append(f"{label}: {sum(talk.success for talk in mine)}/{len(mine)}")
     return ", ".join(said)
 
 

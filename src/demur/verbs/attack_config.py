@@ -50,6 +50,11 @@ class AttackConfig:
     """Run folder of `demur attack`: ask what stood in its unsteered conversations, with no attacker."""
     system: str = SAFETY_SYSTEM_PROMPT
     """System prompt of the target; a spec's own stands in its place. Empty: the chat template's own."""
+    target_endpoint: str = ""
+    """OpenAI-compatible endpoint of the target (demur serve, vLLM, any), as http://localhost:8000/v1, in place of a
+    model that is loaded here; its key, if it needs one, is read from OPENAI_API_KEY."""
+    target: tuple[str, ...] = ()
+    """Model names that the endpoint serves, the first of them to compare the others with."""
     max_new_tokens: int = 96
     """Length limit of a reply."""
     batch_size: int = 40
@@ -82,6 +87,14 @@ class AttackConfig:
         for name in ("seeds", "max_turns", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if bool(self.target) != bool(self.target_endpoint):
+            raise InputError(
+                "a target endpoint and the names it serves belong together; give --target-endpoint and --target"
+            )
+        if len(set(self.target)) < len(self.target):
+            raise InputError(f"target is {', '.join(self.target)}; each may occur once")
+        if self.target and (self.spec or self.latent is not None):
+            raise InputError("the endpoint steers by the names it serves; leave --spec and --latent out")
         if self.max_backtracks < 0:
             raise InputError(f"max_backtracks is {self.max_backtracks}, expected 0 or more")
         if self.value and self.latent is None:
