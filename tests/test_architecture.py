@@ -55,7 +55,7 @@ TORCH_FREE = {
 }
 TORCH_FREE_FILES = {
     *("sae/config.py", "verbs/config.py", "verbs/eval_config.py", "verbs/judge_config.py", "verbs/read_study.py"),
-    *("verbs/attack_config.py", "verbs/serve_config.py", "cli/show_attack.py"),
+    *("verbs/attack_config.py", "verbs/serve_config.py", "verbs/sides_config.py", "cli/show_attack.py"),
     *("cli/main.py", "cli/show.py", "cli/show_eval.py", "cli/show_judge.py"),
 }
 

@@ -424,6 +424,19 @@ def test_what_is_served_is_attacked_by_its_names(tmp_path: Path) -> None:
         assert (replayed.sides[0].turns, replayed.sides[0].refused.k) == (6, 12)
 
 
+def test_a_local_model_attacks_and_gives_the_numbers(model: str, tmp_path: Path) -> None:
+    what = AttackConfig(
+        model=model, objective=("stalking",), seeds=2, max_new_tokens=4, attacker=model, success="scale"
+    )
+    report = attack(Attack(tmp_path / "run", config=what))
+    # a random model writes no JSON: it is not understood, which is no failed attack
+    assert report.attacker == f"crescendo/1@{model}"
+    assert report.success_judge == f"scale/1@{model}"
+    assert (report.sides[0].unscored, report.sides[0].success.n) == (2, 0)
+    ends = read_jsonl(End, tmp_path / "run" / "ends.jsonl")
+    assert [end.why for end in ends] == ["not understood"] * 2
+
+
 def test_the_command_line(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["attack", "--model", model, "--objective", "stalking", "--seeds", "1", "--max-new-tokens", "3"]
     assert main([*command, "--out", str(tmp_path / "run"), "--json"]) == 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from demur.data.rows import cell, only_column, read_rows
 from demur.errors import InputError
 from demur.types import Intent, Message, Prompt, Question, Split, stable_hash
 
+T = TypeVar("T")
 _FOLDER = Path(__file__).parent / "prompts"
 OWN = ("harmful", "lookalike", "plain")
 """Names of demur's own prompt sets."""
@@ -72,10 +73,14 @@ def load_questions(name: str = "mc") -> list[Question]:
 
 def take(items: Sequence[Any], split: Split, limit: int = 0) -> list[Any]:
     """Items of one split; at most `limit`, spread evenly over the set so that no category is favoured."""
-    chosen = [item for item in items if item.split == split]
-    if not limit or limit >= len(chosen):
-        return chosen
-    return [chosen[index * len(chosen) // limit] for index in range(limit)]
+    return spread([item for item in items if item.split == split], limit)
+
+
+def spread(items: Sequence[T], limit: int) -> list[T]:
+    """At most `limit` of `items`, evenly over all of them; 0 for all."""
+    if not limit or limit >= len(items):
+        return list(items)
+    return [items[index * len(items) // limit] for index in range(limit)]
 
 
 def prompts_hash(items: Sequence[Prompt | Question]) -> str:

@@ -44,6 +44,12 @@ class LanguageModel:
         return width(self.model)
 
     @property
+    def context(self) -> int | None:
+        """Tokens that the model reads at most, its answer counted; None where its config does not say."""
+        found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
+    @property
     def device(self) -> torch.device:
         """Where inputs go."""
         return self.model.device

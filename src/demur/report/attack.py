@@ -202,9 +202,9 @@ def contrast_rows(report: AttackReport) -> list[ContrastRow]:
             difference=_points(one.difference.value),
             interval=_interval(one.difference),
             n=one.difference.n,
-            p_holm=_p(one.p_holm),
-            p=_p(one.p),
-            p_conversations=_p(one.p_conversations),
+            p_holm=words.p_cell(one.p_holm),
+            p=words.p_cell(one.p),
+            p_conversations=words.p_cell(one.p_conversations),
             clusters=one.clusters,
             stopped=[printable(name) for name in one.stopped],
             let_through=[printable(name) for name in one.let_through],
@@ -243,7 +243,7 @@ def rates(report: AttackReport) -> go.Figure | None:
         figure.add_scatter(
             x=[100 * rate.value for _, _, rate in kept],
             y=[y for y, _, _ in kept],
-            error_x=_whiskers([rate for _, _, rate in kept]),
+            error_x=figures.whiskers([rate for _, _, rate in kept], 1.5),
             mode="markers",
             marker={"size": 10, "symbol": symbol},
             hovertext=[f"{name}<br>{what} {words.rate_text(rate)}" for _, name, rate in kept],
@@ -264,17 +264,6 @@ def _cut(name: str) -> str:
     return escape(name if len(name) <= _NAME else f"{name[: _NAME - 1]}…", quote=False)
 
 
-def _whiskers(some: Sequence[Rate]) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [100 * (words.finite(rate.high - rate.value) or 0.0) for rate in some],
-        "arrayminus": [100 * (words.finite(rate.value - rate.low) or 0.0) for rate in some],
-        "thickness": 1.5,
-        "width": 0,
-    }
-
-
 def _points(x: float) -> str:
     return f"{100 * x:+.1f}" if isfinite(x) else words.NA
 
@@ -283,10 +272,6 @@ def _interval(one: Estimate) -> str:
     if not (isfinite(one.low) and isfinite(one.high)):
         return ""
     return f"[{100 * one.low:.1f}, {100 * one.high:.1f}]"
-
-
-def _p(p: float) -> str:
-    return words.NA if not isfinite(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _meanings(cls: type, headings: Mapping[str, str]) -> list[tuple[str, str]]:

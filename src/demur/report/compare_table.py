@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from demur.report.escape import latex, markdown, markdown_table, printable
 from demur.report.table import fitting, joined, new_grid, plain_text
-from demur.report.words import NA, count, listed, number, rate_parts, span_parts
+from demur.report.words import NA, count, listed, number, p_cell, rate_parts, span_parts
 from demur.results import Comparison, Contrast, Evaluation, Side
 from demur.types import Estimate
 
@@ -186,18 +186,14 @@ def _row(one: Contrast) -> Row:
         difference=_change(one.difference.value, shares),
         interval="" if NA in ends else f"[{', '.join(end.lstrip('+') for end in ends)}]",
         n=str(one.difference.n),
-        p=_p(one.p_holm),
+        p=p_cell(one.p_holm),
         verdict=one.verdict,
         clear=one.difference.low > 0 or one.difference.high < 0,
         changed=f"+{len(one.won)} −{len(one.lost)}",
-        unadjusted=_p(one.p),
+        unadjusted=p_cell(one.p),
         detectable=NA if not isfinite(one.detectable) else f"{100 * one.detectable:.1f}",
         line=printable(one.line),
     )
-
-
-def _p(p: float) -> str:
-    return NA if not isfinite(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _level(x: float, share: bool) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import plotly.graph_objects as go
 from markupsafe import Markup
@@ -99,7 +99,7 @@ def forest(one: Comparison) -> go.Figure | None:
         figure.add_scatter(
             x=[100 * each.difference.value for _, each in at],
             y=[y for y, _ in at],
-            error_x=_whiskers([each for _, each in at]),
+            error_x=figures.whiskers([each.difference for _, each in at], 1.5),
             mode="markers",
             marker={"size": 10, "symbol": symbol},
             hovertext=[escape(printable(each.line), quote=False).replace(": ", ":<br>", 1) for _, each in at],
@@ -135,18 +135,6 @@ def _name(one: Contrast) -> str:
     text = printable(one.what)
     cut = text if len(text) <= _NAME else f"{text[: _NAME - 1]}…"
     return f"{'↑' if one.better == 'more' else '↓'} {cut}"
-
-
-def _whiskers(rows: Sequence[Contrast]) -> dict[str, Any]:
-    differences = [each.difference for each in rows]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [100 * (words.finite(x.high - x.value) or 0.0) for x in differences],
-        "arrayminus": [100 * (words.finite(x.value - x.low) or 0.0) for x in differences],
-        "thickness": 1.5,
-        "width": 0,
-    }
 
 
 def _transcripts(talks: Sequence[Talk], comparisons: Sequence[Comparison], judge: str) -> Transcripts:

@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from demur.report.words import finite, number, rate_text, span_parts
-from demur.types import UNSTEERED, Rate, StudyResult, StudyRow
+from demur.types import UNSTEERED, Estimate, Rate, StudyResult, StudyRow
 
 MEASURES = {
     "harmful_refused": "Harmful refused",
@@ -64,8 +64,8 @@ def _tradeoff(result: StudyResult) -> go.Figure | None:
             figure.add_scatter(
                 x=[100 * rate.value for rate in x],
                 y=[100 * rate.value for rate in y],
-                error_x=_whiskers(x),
-                error_y=_whiskers(y),
+                error_x=whiskers(x),
+                error_y=whiskers(y),
                 mode="lines+markers+text" if role == "steered" else "lines+markers",
                 line=line(role),
                 marker=_marker(role, kept),
@@ -207,14 +207,15 @@ def canvas(height: int, y_title: str) -> go.Figure:
     )
 
 
-def _whiskers(rates: Sequence[Rate]) -> dict[str, Any]:
+def whiskers(rates: Sequence[Rate | Estimate], thickness: float = 1) -> dict[str, Any]:
+    """Error bars of fractions on an axis in percent or points; none where an end is not known."""
     ends = [(finite(rate.low - rate.value), finite(rate.high - rate.value)) for rate in rates]
     return {
         "type": "data",
         "symmetric": False,
         "array": [100 * (up or 0.0) for _, up in ends],
         "arrayminus": [-100 * (down or 0.0) for down, _ in ends],
-        "thickness": 1,
+        "thickness": thickness,
         "width": 0,
     }
 

@@ -85,6 +85,11 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
+def p_cell(p: float) -> str:
+    """The same for a table whose heading says p."""
+    return NA if not math.isfinite(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def share(x: float) -> str:
     """A fraction as `45 %`; one that is neither none nor all never rounds to 0 or 100."""
     if not math.isfinite(x):

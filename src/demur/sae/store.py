@@ -113,11 +113,12 @@ def _load_own(folder: Path, name: str) -> LoadedSae:
 
 def embedded_sae(name: str) -> LoadedSae | None:
     """The SAE that ships with demur and has the hash `name`, if one has."""
-    return _embedded().get(name)
+    return embedded_saes().get(name)
 
 
 @cache
-def _embedded() -> dict[str, LoadedSae]:
+def embedded_saes() -> dict[str, LoadedSae]:
+    """The SAEs that ship with demur, by hash."""
     found = (load_sae(folder) for folder in sorted(EMBEDDED.glob("*")) if folder.is_dir())
     return {loaded.hash: loaded for loaded in found}
 

@@ -72,9 +72,6 @@ class Server:
     def __init__(self, engine: Engine, book: SpecBook, config: Serve, name: str) -> None:
         self.engine, self.book, self.config, self.name = engine, book, config, name
         self.created = int(time.time())
-        self.context = getattr(engine.lm.model.config.get_text_config(), "max_position_embeddings", None)
-        if not isinstance(self.context, int):
-            self.context = None
 
     def models(self) -> list[p.Model]:
         """The model under its own name, which means the default spec, and each spec."""
@@ -157,13 +154,14 @@ class Server:
 
     def _room(self, length: int, wanted: int | None) -> int:
         """How many tokens an answer may have."""
-        if self.context is None:
+        context = self.engine.lm.context
+        if context is None:
             return wanted or self.config.max_new_tokens
-        left = self.context - length
+        left = context - length
         if left < (wanted or 1):
             raise InputError(
                 f"the prompt has {length} tokens and the answer may have {wanted or 1}, but the model reads at most "
-                f"{self.context} together; shorten the prompt, or ask for fewer"
+                f"{context} together; shorten the prompt, or ask for fewer"
             )
         return wanted or min(left, self.config.max_new_tokens)
 

@@ -22,7 +22,7 @@ from demur.sae.store import LoadedSae
 from demur.serve.metrics import Metrics
 from demur.spec import SteeringSpec
 from demur.steering.direction import Direction
-from demur.steering.slots import Slots, steer_slots
+from demur.steering.slots import Slots, Tokens, steer_slots
 
 Finish = Literal["stop", "length"]
 _PREFILL = 4096
@@ -228,10 +228,7 @@ class Engine:
                 self._finish(steering, jobs, error if known else Broken(f"{type(error).__name__} at the prompt"))
                 return
             for job in jobs:
-                if job.slot is not None:
-                    del self._by_slot[job.slot]
-                    steering.take(job.slot)
-                    job.slot = None
+                self._vacate(steering, job)
             for job in jobs:
                 self._join([job], batch, steering)
         else:
@@ -297,13 +294,18 @@ class Engine:
     def _finish(self, steering: Slots, jobs: Sequence[Job], error: Exception | None = None) -> None:
         """Free the slots of answers that have left the batch, and tell who waits if they did so by an error."""
         for job in jobs:
-            if job.slot is not None:
-                del self._by_slot[job.slot]
-                happened = steering.take(job.slot)
+            if happened := self._vacate(steering, job):
                 self._metrics.answer(job.label, job.written, happened.steered, bool(job.spec.gate), error is None)
-                job.slot = None
             if error is not None and not job.cancelled:
                 self._hand([(job, error)])
+
+    def _vacate(self, steering: Slots, job: Job) -> Tokens | None:
+        """Free the slot of an answer, if it has one; what happened there."""
+        slot, job.slot = job.slot, None
+        if slot is None:
+            return None
+        del self._by_slot[slot]
+        return steering.take(slot)
 
     def _hand(self, pieces: Sequence[tuple[Job, Piece | Exception]]) -> None:
         """Give to whom it belongs, all in one go."""

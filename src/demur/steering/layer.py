@@ -9,7 +9,7 @@ step of generation is a few hundred tensor operations, so the ones here are coun
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from demur.sae.base import Sae
 from demur.spec import DirectionEdit, Edit, Op
 from demur.steering.direction import Direction
 
-_NONE = -1
-_OPS: tuple[Op, ...] = ("clamp", "floor", "ceil", "add", "scale", "ablate")
+NO_OP = -1
+OPS: tuple[Op, ...] = get_args(Op)
+"""In tables ops are numbers: their places here."""
 
 
 class Move(NamedTuple):
@@ -61,18 +62,18 @@ class SaeEdits:
         self._plain = sae.normalize == "none"
         self.rows = sae.W_dec[torch.as_tensor(latents, device=device)]
         """[slots, d_model] what one unit of each slot adds."""
-        op = torch.full((len(specs), len(latents)), _NONE)
+        op = torch.full((len(specs), len(latents)), NO_OP)
         value = torch.zeros(len(specs), len(latents))
         for s, edits in enumerate(specs):
             for edit in edits:
                 columns = [column[latent] for latent in edit.latents]
-                op[s, columns] = _OPS.index(edit.op)
+                op[s, columns] = OPS.index(edit.op)
                 value[s, columns] = sae.in_units(edit.latents, edit.value, edit.unit).cpu()
-        self._ops: list[Op] = [one for i, one in enumerate(_OPS) if bool((op == i).any())]
-        reads = (op != _NONE) & (op != _OPS.index("add"))
+        self._ops: list[Op] = [one for i, one in enumerate(OPS) if bool((op == i).any())]
+        reads = (op != NO_OP) & (op != OPS.index("add"))
         self._op, self._value = op.to(device), value.to(device, dtype)
-        self._some, self._reads = (op != _NONE).to(device), reads.to(device)
-        self._all, self._reads_all = bool((op != _NONE).all()), bool(reads.all())
+        self._some, self._reads = (op != NO_OP).to(device), reads.to(device)
+        self._all, self._reads_all = bool((op != NO_OP).all()), bool(reads.all())
         self._reconstruct = torch.tensor(reconstruct, device=device) if any(reconstruct) else None
 
     def move(self, x: Tensor, which: Tensor, on: Tensor) -> Move:
@@ -89,7 +90,7 @@ class SaeEdits:
         value = self._value if len(self._value) == 1 else self._value[which]
         sizes = change(self._ops[0], f, value)
         for other in self._ops[1:]:
-            sizes = torch.where(self._op[which] == _OPS.index(other), change(other, f, value), sizes)
+            sizes = torch.where(self._op[which] == OPS.index(other), change(other, f, value), sizes)
         sizes = sizes * acts
         return Move(acts, sizes if scale is None else sizes * scale)
 

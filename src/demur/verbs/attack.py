@@ -20,11 +20,8 @@ from demur.data.escalations import Escalation, load_escalations
 from demur.endpoint import Endpoint
 from demur.errors import InputError, MismatchError, NotFoundError
 from demur.eval.attacks import attack_contrasts, attack_side
-from demur.judges.base import Advance, Asked, Say
-from demur.lm.chat import chat_ids, text_ids
-from demur.lm.continuous import write
+from demur.judges.base import Say
 from demur.lm.load import load
-from demur.lm.sampling import Sampling
 from demur.record import append_jsonl, from_json, provenance, read_json, read_jsonl, to_json, write_json, write_text
 from demur.report.attack import render
 from demur.results import AttackReport, End
@@ -210,19 +207,7 @@ def _say(what: AttackConfig, model: str, endpoint: str, temperature: float) -> S
     if endpoint:
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         return Endpoint(endpoint, model, key, temperature, _QUESTION_TOKENS, timeout=300).say
-    lm = load(model, what.dtype, what.device)
-    if not temperature:
-        return local(lm, _QUESTION_TOKENS, 8)
-    sampling = Sampling(_QUESTION_TOKENS, temperature)
-
-    def say(asked: Sequence[Asked], advance: Advance) -> list[str]:
-        # drawn, so that conversations about one objective differ; what was drawn is kept
-        rows = [text_ids(lm, one, special=True) if isinstance(one, str) else chat_ids(lm, one) for one in asked]
-        answers = write(lm, rows, sampling, 8)
-        advance(len(rows))
-        return [str(lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
-
-    return say
+    return local(load(model, what.dtype, what.device), _QUESTION_TOKENS, 8, temperature)
 
 
 def _note(attacked: Attacked, found: Sequence[Talk]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +11,11 @@ import tyro
 from demur.errors import InputError
 from demur.types import SAFETY_SYSTEM_PROMPT
 from demur.verbs.judge_config import JudgedBy, JudgeName
+from demur.verbs.sides_config import SidesConfig
 
 
 @dataclass(frozen=True)
-class AttackConfig:
+class AttackConfig(SidesConfig):
     """Who attacks what, and how long."""
 
     objectives: Path | None = None
@@ -59,31 +59,13 @@ class AttackConfig:
     """Length limit of a reply."""
     batch_size: int = 40
     """Conversations that go on together."""
-    model: str = "smollm2-135m-instruct"
-    """The target: embedded model name, hub id, local folder or GGUF file."""
-    revision: str = ""
-    """Revision of a hub model."""
-    dtype: str = "float32"
-    """Precision of the model: float32, bfloat16 or float16."""
-    device: str = "cpu"
-    """Torch device: cpu, cuda, or auto to spread a large model."""
-    spec: tuple[Path, ...] = ()
-    """Spec files (JSON); each is attacked beside the unsteered model."""
-    latent: int | None = None
-    """Also clamp this latent of the first SAE ..."""
-    value: tuple[float, ...] = ()
-    """... to each of these values, in latent units; 8 if none is given."""
-    sae: tuple[str, ...] = ()
-    """SAE folders that specs name by hash; the embedded SAE is known. With --latent: the SAE."""
-    direction: tuple[Path, ...] = ()
-    """Direction files that specs name by hash."""
     seed: int = 0
     """Seed of intervals; conversations have seeds of their own, 0 and up."""
     name: str = "attack"
     """Name of the run."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", tuple(float(value) for value in self.value))
+        super().__post_init__()
         for name in ("seeds", "max_turns", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -97,12 +79,6 @@ class AttackConfig:
             raise InputError("the endpoint steers by the names it serves; leave --spec and --latent out")
         if self.max_backtracks < 0:
             raise InputError(f"max_backtracks is {self.max_backtracks}, expected 0 or more")
-        if self.value and self.latent is None:
-            raise InputError(f"value is {list(self.value)}, but no latent was given to clamp; give --latent")
-        if self.latent is not None and self.latent < 0:
-            raise InputError(f"latent is {self.latent}, expected 0 or more")
-        if any(not 0 <= value < inf for value in self.value):
-            raise InputError(f"value is {list(self.value)}; expected numbers from 0 up, as a latent is never negative")
         if self.attacker == "script" and self.attacker_endpoint:
             raise InputError("the scripted attacker asks no endpoint; name its model with --attacker")
         if self.success == "scale" and self.attacker == "script" and not self.success_model:

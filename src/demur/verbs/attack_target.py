@@ -69,16 +69,13 @@ def _served(endpoints: dict[str, Endpoint], system: str) -> Target:
 def _local(lm: LanguageModel, sides: Sides, what: AttackConfig) -> Target:
     """The model under each conversation's own spec, all in one batch; greedy."""
     specs = {one.spec.hash: one.spec for one in sides.named}
-    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
 
     def reply(asked: Sequence[tuple[str, tuple[Message, ...]]]) -> list[Reply | None]:
         rows = []
         for spec, messages in asked:
             prompt = Prompt("", messages, "harmful", "attack")
             rows.append(chat_ids(lm, with_system(prompt, specs[spec].system or what.system)))
-        fit = [
-            i for i, row in enumerate(rows) if not isinstance(context, int) or len(row) + what.max_new_tokens <= context
-        ]
+        fit = [i for i, row in enumerate(rows) if lm.context is None or len(row) + what.max_new_tokens <= lm.context]
         found: list[Reply | None] = [None] * len(rows)
         if fit:
             with steer(lm, [specs[asked[i][0]] for i in fit], sides.saes, directions=sides.directions):

@@ -1,17 +1,17 @@
 """Configs of the verbs that evaluate, as `config` has those of the others. No torch here."""
 
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 
 import tyro
 
 from demur.errors import InputError
 from demur.types import SAFETY_SYSTEM_PROMPT
+from demur.verbs.sides_config import SidesConfig
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(SidesConfig):
     """What is evaluated, and on what."""
 
     suite: tuple[str, ...] = ("harmful", "lookalike", "plain")
@@ -28,24 +28,6 @@ class EvalConfig:
     """Ask tasks as conversations in the chat template, which a spec with a system prompt needs; else as plain text."""
     data_dir: Path | None = None
     """Folder of data sets; without it, sets that demur does not bring come from the hub."""
-    model: str = "smollm2-135m-instruct"
-    """Embedded model name, hub id, local folder or GGUF file."""
-    revision: str = ""
-    """Revision of a hub model."""
-    dtype: str = "float32"
-    """Precision of the model: float32, bfloat16 or float16."""
-    device: str = "cpu"
-    """Torch device: cpu, cuda, or auto to spread a large model."""
-    spec: tuple[Path, ...] = ()
-    """Spec files (JSON); each is evaluated beside the unsteered model."""
-    latent: int | None = None
-    """Also clamp this latent of the first SAE ..."""
-    value: tuple[float, ...] = ()
-    """... to each of these values, in latent units; 8 if none is given."""
-    sae: tuple[str, ...] = ()
-    """SAE folders that specs name by hash; the embedded SAE is known. With --latent: the SAE."""
-    direction: tuple[Path, ...] = ()
-    """Direction files that specs name by hash."""
     system: str = SAFETY_SYSTEM_PROMPT
     """System prompt of every prompt of a suite; a spec's own stands in its place. Empty: the chat template's own."""
     split: str = "test"
@@ -64,7 +46,7 @@ class EvalConfig:
     """Name of the run."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", tuple(float(value) for value in self.value))
+        super().__post_init__()
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -74,16 +56,10 @@ class EvalConfig:
             raise InputError(f"intent is {self.intent!r}, expected harmful or benign")
         if not self.suite and not self.task:
             raise InputError("neither a suite nor a task was given; give --suite, --task or both")
-        for name in ("suite", "task", "wrapper", "value"):
+        for name in ("suite", "task", "wrapper"):
             given = getattr(self, name)
             if len(set(given)) < len(given):
                 raise InputError(f"{name} is {', '.join(map(str, given))}; each may occur once")
-        if self.value and self.latent is None:
-            raise InputError(f"value is {list(self.value)}, but no latent was given to clamp; give --latent")
-        if self.latent is not None and self.latent < 0:
-            raise InputError(f"latent is {self.latent}, expected 0 or more")
-        if any(not 0 <= value < inf for value in self.value):
-            raise InputError(f"value is {list(self.value)}; expected numbers from 0 up, as a latent is never negative")
         for given in (*self.suite, *self.task, self.templates):
             named_limit(given)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from demur.data.corpus import Corpus
-from demur.data.prompts import load_questions, prompts_hash, take
+from demur.data.prompts import load_questions, prompts_hash, spread, take
 from demur.data.suites import load_suite
 from demur.data.wrappers import read_templates, wrap
 from demur.errors import InputError, MismatchError
@@ -180,7 +180,7 @@ def _prompts(config: EvalConfig) -> tuple[list[Prompt], dict[str, int]]:
             raise InputError(f"{name} has no prompts in its {config.split} split; choose another --split, or all")
         if limit and limit < len(chosen):
             limits[chosen[0].source] = limit
-            chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
+            chosen = spread(chosen, limit)
         found += wrap(chosen, config.wrapper, templates)
     seen: dict[str, str] = {}
     for prompt in found:

@@ -197,8 +197,8 @@ def _applied(steering: Steering) -> tuple[Applied, ...]:
 
 def _room(lm: LanguageModel, length: int, wanted: int) -> int:
     """How many of the `wanted` tokens fit after a prompt of `length`; some models fail beyond their context."""
-    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(context, int):
+    context = lm.context
+    if context is None:
         return wanted
     if length >= context:
         raise InputError(

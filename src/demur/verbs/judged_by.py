@@ -16,7 +16,9 @@ from demur.judges.registry import RUBRICS, find_rubric
 from demur.judges.rules import RulesJudge
 from demur.lm.answers import answers
 from demur.lm.chat import chat_ids, text_ids
+from demur.lm.continuous import write
 from demur.lm.load import LanguageModel, load
+from demur.lm.sampling import Sampling
 from demur.verbs.judge_config import JudgedBy
 
 
@@ -54,20 +56,26 @@ def measure_of(judge: str) -> Measure:
     return rubric.measures if rubric else "refusal"
 
 
-def local(lm: LanguageModel, max_tokens: int, batch_size: int) -> Say:
-    """Ask a model that is loaded: greedily, raw text with the tokenizer's own special tokens.
+def local(lm: LanguageModel, max_tokens: int, batch_size: int, temperature: float = 0.0) -> Say:
+    """Ask a model that is loaded: greedily, or drawn anew each time; raw text with the tokenizer's own special tokens.
 
     What does not fit its context has an empty reply: without its beginning or its end a rubric is another one.
     """
-    context = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
 
     def say(asked: Sequence[Asked], advance: Advance) -> list[str]:
         rows = [text_ids(lm, one, special=True) if isinstance(one, str) else chat_ids(lm, one) for one in asked]
-        fit = [i for i, row in enumerate(rows) if not isinstance(context, int) or len(row) + max_tokens <= context]
+        fit = [i for i, row in enumerate(rows) if lm.context is None or len(row) + max_tokens <= lm.context]
         if too_long := len(rows) - len(fit):
-            progress.say(f"{too_long} answers with their rubric are longer than the {context} tokens {lm.name} reads")
+            progress.say(f"{too_long} texts to answer are longer than the {lm.context} tokens {lm.name} reads")
             advance(too_long)
-        found = dict(zip(fit, answers(lm, [rows[i] for i in fit], max_tokens, batch_size, advance), strict=True))
-        return [found[i].text if i in found else "" for i in range(len(rows))]
+        some = [rows[i] for i in fit]
+        if temperature:
+            drawn = write(lm, some, Sampling(max_tokens, temperature), batch_size)
+            texts = [str(lm.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in drawn]
+            advance(len(some))
+        else:
+            texts = [one.text for one in answers(lm, some, max_tokens, batch_size, advance)]
+        found = dict(zip(fit, texts, strict=True))
+        return [found.get(i, "") for i in range(len(rows))]
 
     return say

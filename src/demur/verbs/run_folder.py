@@ -27,15 +27,22 @@ def config_hash(config: Any) -> str:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the run folder's lock: two processes in one folder would write over each other."""
-    with storage(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
+    with held(
+        folder / ".lock", f"{folder} is in use by another demur run; wait for it to end, or choose another --out"
+    ):
+        yield
+
+
+@contextmanager
+def held(path: Path, taken: str) -> Iterator[None]:
+    """Hold the lock file `path`. Raises `RunExistsError`, saying `taken`, where another process does."""
+    with storage(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0)
         try:
             lock.acquire()
         except Timeout:
-            raise RunExistsError(
-                f"{folder} is in use by another demur run; wait for it to end, or choose another --out folder"
-            ) from None
+            raise RunExistsError(taken) from None
     try:
         yield
     finally:

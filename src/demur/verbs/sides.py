@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from demur import progress
 from demur.errors import InputError
@@ -15,32 +14,10 @@ from demur.steering.direction import Direction, load_direction
 from demur.steering.spec_file import read_spec
 from demur.steering.steer import steer
 from demur.types import UNSTEERED
+from demur.verbs.sides_config import SidesConfig
 
 _VALUE = 8.0
 """Clamp value where none is given."""
-
-
-class SidesConfig(Protocol):
-    """What a config says about model and specs; the fields are explained in `EvalConfig`."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def revision(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def spec(self) -> tuple[Path, ...]: ...
-    @property
-    def latent(self) -> int | None: ...
-    @property
-    def value(self) -> tuple[float, ...]: ...
-    @property
-    def sae(self) -> tuple[str, ...]: ...
-    @property
-    def direction(self) -> tuple[Path, ...]: ...
 
 
 class Named(NamedTuple):

@@ -5,23 +5,21 @@ So their transfer to steered sides is measured like anything else: same judge, p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from demur import progress
+from demur.data.prompts import spread
 from demur.data.suites import load_suite
 from demur.errors import InputError, RunExistsError
 from demur.lm.chat import with_system
 from demur.lm.gcg import gcg
 from demur.lm.load import load
-from demur.record import append_jsonl, read_jsonl, storage, to_json
+from demur.record import append_jsonl, read_jsonl, to_json
 from demur.types import Intent, Prompt, Split, stable_hash
 from demur.verbs.attack_config import Suffix
 from demur.verbs.eval_config import named_limit
+from demur.verbs.run_folder import held
 
 WRAPPER = "gcg"
 
@@ -66,28 +64,11 @@ def suffix(config: Suffix) -> Suffixes:
     prompts = [p for p in load_suite(name, what.data_dir, "harmful") if what.split in ("all", p.split)]
     if not prompts:
         raise InputError(f"{name} has no harmful prompts in its {what.split} split; choose another --split, or all")
-    if limit and limit < len(prompts):
-        prompts = [prompts[i * len(prompts) // limit] for i in range(limit)]
-    with _alone(config.out):
+    prompts = spread(prompts, limit)
+    # two processes that write one file would find everything twice
+    lock = config.out.with_name(f".{config.out.name}.lock")
+    with held(lock, f"{config.out} is being written by another process; wait, or give another file"):
         return _find(config, prompts)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Two processes that write one file would find everything twice."""
-    with storage(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunExistsError(
-                f"{out} is being written by another demur suffix; wait, or give another file"
-            ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _find(config: Suffix, prompts: Sequence[Prompt]) -> Suffixes:

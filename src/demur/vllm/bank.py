@@ -13,12 +13,9 @@ import torch
 from torch import Tensor
 
 from demur.spec import Op
-from demur.steering.layer import change
+from demur.steering.layer import NO_OP, OPS, change
 from demur.vllm.needs import Slot
 from demur.vllm.source import Change, Source
-
-_OPS: tuple[Op, ...] = ("clamp", "floor", "ceil", "add", "scale", "ablate")
-_NONE = -1
 
 
 class Bank:
@@ -30,7 +27,7 @@ class Bank:
         self.source = source
         self.rows = torch.zeros(columns, d_model, device=device)
         """[columns, d_model] what one unit of each slot adds."""
-        self._op = torch.full((specs, columns), _NONE, dtype=torch.int8, device=device)
+        self._op = torch.full((specs, columns), NO_OP, dtype=torch.int8, device=device)
         self._value = torch.zeros(specs, columns, device=device)
         self._reads = torch.zeros(specs, columns, dtype=torch.bool, device=device)
         self._looks = torch.zeros(specs, columns, dtype=torch.bool, device=device)
@@ -39,7 +36,7 @@ class Bank:
         self._columns: dict[Slot, int] = {}
         self._static = static
         self._width = columns if static else 0
-        self._ops: list[Op] = list(_OPS) if static else []
+        self._ops: list[Op] = list(OPS) if static else []
 
     @property
     def empty(self) -> bool:
@@ -60,17 +57,17 @@ class Bank:
     def put(self, spec: int, changes: Sequence[Change], gate: tuple[Slot, float] | None) -> None:
         """What the spec with the number `spec` does here. `gate`: the slot that its gate reads, and the threshold."""
         width = len(self.rows)
-        op, value = torch.full((width,), _NONE, dtype=torch.int8), torch.zeros(width)
+        op, value = torch.full((width,), NO_OP, dtype=torch.int8), torch.zeros(width)
         for one in changes:
             column = self._columns[one.slot]
-            op[column], value[column] = _OPS.index(one.op), one.value
+            op[column], value[column] = OPS.index(one.op), one.value
             if one.op not in self._ops:
                 self._ops.append(one.op)
         looks = torch.zeros(width, dtype=torch.bool)
         if gate is not None:
             looks[self._columns[gate[0]]] = True
         self._op[spec], self._value[spec] = op.to(self._op.device), value.to(self._value.device)
-        self._reads[spec] = ((op != _NONE) & (op != _OPS.index("add"))).to(self._reads.device)
+        self._reads[spec] = ((op != NO_OP) & (op != OPS.index("add"))).to(self._reads.device)
         self._looks[spec] = looks.to(self._looks.device)
         self._gate[spec] = self._columns[gate[0]] if gate is not None else 0
         self._threshold[spec] = gate[1] if gate is not None else math.inf
@@ -93,7 +90,7 @@ class Bank:
         op, value = self._op[spec, : self._width], self._value[spec, : self._width]
         found = torch.zeros_like(f)
         for one in self._ops:
-            found = torch.where(op == _OPS.index(one), change(one, f, value), found)
+            found = torch.where(op == OPS.index(one), change(one, f, value), found)
         return found
 
     def added(self, sizes: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 from demur.errors import DemurError, InputError
-from demur.sae.store import EMBEDDED, LoadedSae, load_sae
+from demur.sae.store import LoadedSae, embedded_saes
 from demur.steering.direction import Direction
 from demur.steering.spec_book import Offered, SpecBook, read_offered
 from demur.vllm.settings import Settings
@@ -32,7 +32,7 @@ def read_known(settings: Settings) -> Known:
         book = SpecBook(found.specs, settings.default, settings.locked)
     except DemurError as error:
         raise InputError(f"DEMUR_DEFAULT_SPEC cannot be used: {error}") from error
-    shipped = [load_sae(folder) for folder in sorted(EMBEDDED.glob("*")) if folder.is_dir()]
+    shipped = embedded_saes().values()
     for sae in (*found.saes, *shipped):
         sae.sae.requires_grad_(False)
     return Known(book, (*found.saes, *shipped), tuple(found.directions))
