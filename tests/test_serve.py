@@ -493,6 +493,26 @@ def test_metrics_count_tokens_and_gates(server: tuple[Server, str], client: Any)
     assert after == ((1, 0) if fired else (0, 1))
 
 
+def test_an_answer_is_counted_before_it_is_handed_over(
+    server: tuple[Server, str], client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = server[0].engine._metrics
+    count = metrics.answer
+
+    def late(*told: Any) -> None:
+        time.sleep(0.3)
+        count(*told)
+
+    def written() -> float:
+        name, spec = "demur_tokens_written_total", {"spec": "clamp-5"}
+        return metrics._all.get_sample_value(name, spec) or 0.0
+
+    monkeypatch.setattr(metrics, "answer", late)
+    before = written()
+    answer = said(client, "Count", model="clamp-5")
+    assert written() - before == answer.usage.completion_tokens
+
+
 def test_64_streams_under_8_specs_are_neither_crossed_nor_lost(server: tuple[Server, str]) -> None:
     import resource
 

@@ -285,8 +285,8 @@ class Engine:
                 ended.append(job)
             out.append((job, Piece(text, token.drawn, token.stopped, finish)))
         batch.drop([job.slot for job in ended if job.slot is not None])
-        self._hand(out)
         self._finish(steering, ended)
+        self._hand(out)  # after the count: whoever has an answer finds it in the metrics
         self._finish(
             steering, failed, InputError("the model gives no numbers under this spec: its values are too large")
         )
