@@ -100,6 +100,9 @@ class Positions:
     every: int = 1
     """Only every n-th: places 0, n, 2n, ... counted from the start of the row, with `generation` from the first written
     token."""
+    half_life: float = 0.0
+    """With `generation`: edits move the residual by 0.5 ** (n / half_life) of their way, n being the written token's
+    number from 0; 0: all of it throughout. A gate's own positions have none."""
 
     __pydantic_config__ = _STRICT
 
@@ -108,6 +111,11 @@ class Positions:
             raise InputError(f"first is {self.first} and every is {self.every}; expected at least 0 and 1")
         if self.first and self.where != "generation":
             raise InputError(f"first counts written tokens and needs where = 'generation', but where is {self.where!r}")
+        if not 0 <= self.half_life <= _LARGEST or (self.half_life and self.where != "generation"):
+            raise InputError(
+                f"half_life is {self.half_life:g} and where {self.where!r}; expected written tokens, 0 or more, and "
+                "where = 'generation'"
+            )
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,63 @@ class NamedGate:
 
 
 @dataclass(frozen=True)
+class ProbeGate:
+    """Steer a row where a learned probe says, by a probability, that what is asked is harmful; see `demur gate train`.
+
+    The probe reads at `positions`, by default the last token of the prompt, so that it is asked again in each turn of a
+    conversation. Open from there on, and never again shut in the same row. Causal, as `LatentGate` is.
+    """
+
+    hookpoint: str
+    probe: str
+    """Hash of the probe."""
+    threshold: float
+    """Probability above which the gate opens."""
+    positions: Positions = Positions("last_prompt_token")
+    monitor: float = 1.0
+    """Also opens where the probability exceeds this at a token that the model wrote: for answers that turn harmful on
+    the way. 1: what the model writes is not looked at."""
+    strength: Literal["full", "probability"] = "full"
+    """`probability`: edits move the residual by that share of their way, the largest one read so far."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "monitor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"the gate's {name} is {getattr(self, name)}; expected a probability from 0 to 1")
+
+
+@dataclass(frozen=True)
+class TextGate:
+    """Steer a row where a classifier, asked for the conversation's text before the model runs, says that it is harmful.
+
+    `steer` sees no text and cannot decide; `demur.text_gates.decide` does, for whoever formats the prompt. It reads
+    each message of the user by itself; once open, the gate stays open in the turns after.
+    """
+
+    classifier: str
+    """Model of Hugging Face for text classification (a name or folder), or an OpenAI-compatible moderation endpoint, as
+    `moderation:URL#MODEL`."""
+    threshold: float = 0.5
+    """Opens where the score of `label` exceeds it."""
+    label: str = ""
+    """Class or moderation category that is read; empty: of a classifier with two classes the second, of an endpoint the
+    largest score of any category."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise InputError(f"the gate's threshold is {self.threshold}; expected a score from 0 to 1")
+        if not self.classifier.strip():
+            raise InputError("the gate names no classifier; give a model, or moderation:URL#MODEL")
+
+
+Gate = LatentGate | ProbeGate | NamedGate | TextGate
+
+
+@dataclass(frozen=True)
 class SteeringSpec:
     """What to do to a model: data only, no tensors. Its hash labels every output made under it.
 
@@ -155,7 +220,7 @@ class SteeringSpec:
 
     edits: tuple[Edit | DirectionEdit, ...] = ()
     positions: Positions = Positions()
-    gate: LatentGate | NamedGate | None = None
+    gate: Gate | None = None
     """None: always open."""
     skip_first: bool = True
     """Leave the first token alone: it is an attention sink whose activation no SAE is trained on."""
@@ -176,6 +241,8 @@ class SteeringSpec:
         if twice := [place for place, times in latents.items() if times > 1]:
             place, sae, latent = twice[0]
             raise InputError(f"latent {latent} of SAE {sae} is edited twice at {place}; edit it once")
+        if getattr(getattr(self.gate, "positions", None), "half_life", 0):
+            raise InputError("the gate's positions have a half_life, but a gate does not fade; leave it out there")
         outs = [e.hookpoint for e in self.edits if isinstance(e, DirectionEdit) and e.op == "project_out"]
         if len(set(outs)) < len(outs):
             raise InputError(
@@ -202,5 +269,8 @@ class SteeringSpec:
         if not self.edits and not self.system:
             return UNSTEERED
         value = {f.name: asdict(self)[f.name] for f in fields(self) if getattr(self, f.name) != f.default}
+        for positions in (value.get("positions"), (value.get("gate") or {}).get("positions")):
+            if positions and not positions["half_life"]:
+                del positions["half_life"]  # specs had a hash before there was one
         value["edits"] = sorted(value.get("edits", ()), key=lambda e: json.dumps(e, sort_keys=True))
         return stable_hash(value)

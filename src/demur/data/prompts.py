@@ -15,16 +15,18 @@ T = TypeVar("T")
 _FOLDER = Path(__file__).parent / "prompts"
 OWN = ("harmful", "lookalike", "plain")
 """Names of demur's own prompt sets."""
+TRAINING = ("twins-harmful", "twins-lookalike", "everyday")
+"""Names of its larger sets, which gates are trained on and nothing is reported on."""
 
 
 def load_prompts(name: str, intent: Intent, column: str = "") -> list[Prompt]:
-    """Prompts from one of demur's own sets (`harmful`, `lookalike`, `plain`) or from a file.
+    """Prompts from one of demur's own sets (`harmful`, `lookalike`, `plain`, those of `TRAINING`) or from a file.
 
     `column` names the prompt text in a CSV, JSONL or JSON list; `split`, `category`, `id` and `twin` are read where
     they exist. A file without splits is split by a hash of each text, 30 % select and 70 % test, so that a prompt
     never changes sides. Raises `NotFoundError` or `InputError` with the row that is wrong.
     """
-    own = name in OWN
+    own = name in OWN + TRAINING
     path = _FOLDER / f"{name}.jsonl" if own else Path(name).expanduser()
     rows = read_rows(path)
     column = column or ("text" if own else only_column(path, rows))

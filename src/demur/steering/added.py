@@ -19,6 +19,7 @@ from demur.sae.store import LoadedSae
 from demur.spec import DirectionEdit, Edit, Positions, SteeringSpec
 from demur.steering.artefacts import Artefacts
 from demur.steering.direction import Direction
+from demur.steering.vectors import Vector
 from demur.types import Hookpoint, parse_hookpoint
 
 
@@ -65,7 +66,7 @@ def added_vectors(
     model: PreTrainedModel,
     spec: SteeringSpec,
     saes: Mapping[str, Sae] | Sequence[LoadedSae] = (),
-    directions: Sequence[Direction] = (),
+    directions: Sequence[Vector] = (),
 ) -> dict[int, Tensor]:
     """What the spec adds to the output of each 0-based block, [d_model] float32 on the CPU, in order of blocks.
 
@@ -114,4 +115,5 @@ def _along(edit: DirectionEdit, found: Artefacts) -> Tensor:
 def _described(positions: Positions) -> str:
     every = f"every {positions.every} tokens of " if positions.every > 1 else ""
     first = f", first {positions.first}" if positions.first else ""
-    return f"{every}positions {positions.where}{first}"
+    fades = f", half-life {positions.half_life:g}" if positions.half_life else ""
+    return f"{every}positions {positions.where}{first}{fades}"

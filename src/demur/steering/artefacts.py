@@ -11,25 +11,28 @@ from demur.errors import InputError, MismatchError
 from demur.lm.hookpoints import device_at, width
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae, embedded_sae
-from demur.spec import LatentGate, NamedGate, SteeringSpec
+from demur.spec import Gate, LatentGate, NamedGate, ProbeGate, SteeringSpec, TextGate
 from demur.steering.direction import Direction
-from demur.steering.gates import Fires, latent_exceeds
+from demur.steering.gates import Fires, Probability, latent_exceeds
+from demur.steering.probe import Probe
+from demur.steering.vectors import Vector
 from demur.types import Hookpoint, parse_hookpoint
 
 
 class Artefacts:
-    """SAEs, directions and gate functions for a model; each is checked when it is asked for."""
+    """SAEs, directions, probes and gate functions for a model; each is checked when it is asked for."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         saes: Mapping[str, Sae] | Sequence[LoadedSae],
-        directions: Sequence[Direction],
+        directions: Sequence[Vector],
         gates: Mapping[str, Fires],
     ) -> None:
         self._model = model
         self._saes = dict(saes) if isinstance(saes, Mapping) else {loaded.hash: loaded.sae for loaded in saes}
-        self._directions = {direction.hash: direction for direction in directions}
+        self._directions = {one.hash: one for one in directions if isinstance(one, Direction)}
+        self._probes = {one.hash: one for one in directions if isinstance(one, Probe)}
         self._gates = dict(gates)
 
     def add(self, direction: Direction) -> None:
@@ -76,16 +79,36 @@ class Artefacts:
             )
         return found
 
+    def probe(self, gate: ProbeGate) -> Probe:
+        """The probe of the gate."""
+        found = self._probes.get(gate.probe)
+        if found is None:
+            raise MismatchError(
+                f"the spec wants the probe {gate.probe}, but only {', '.join(self._probes) or 'none'} was given; give "
+                "the file that demur gate train wrote"
+            )
+        if found.hookpoint != str(parse_hookpoint(gate.hookpoint)):
+            raise MismatchError(
+                f"the gate reads {gate.hookpoint}, but its probe {gate.probe} was trained at {found.hookpoint}; give "
+                "the gate the probe's hookpoint"
+            )
+        if not found.sae and len(found.weight) != width(self._model):
+            raise MismatchError(
+                f"probe {gate.probe} has {len(found.weight)} weights, but the model's residual is "
+                f"{width(self._model)} wide"
+            )
+        return found
+
+    def probability(self, gate: ProbeGate, spec: SteeringSpec) -> Probability:
+        """What the gate's probe says, token by token. Raises as `gate` does."""
+        place = self._read_at(gate, spec)
+        probe = self.probe(gate)
+        sae = self.sae(probe.sae, place, probe.latents) if probe.sae else None
+        return Probability(probe, sae, spec.exact, self.device(place))
+
     def gate(self, gate: LatentGate | NamedGate, spec: SteeringSpec) -> Fires:
         """The gate's function. Raises `InputError` for a gate above an edit, or one that was not given."""
-        place = parse_hookpoint(gate.hookpoint)
-        self.device(place)
-        below = [edit.hookpoint for edit in spec.edits if parse_hookpoint(edit.hookpoint).block < place.block]
-        if below:
-            raise InputError(
-                f"the gate reads {gate.hookpoint}, which comes after the edit at {below[0]}; let it read at the same "
-                "block or at a lower one"
-            )
+        place = self._read_at(gate, spec)
         if isinstance(gate, LatentGate):
             return latent_exceeds(gate, self.sae(gate.sae, place, [gate.latent]), spec.exact)
         if gate.name not in self._gates:
@@ -94,3 +117,25 @@ class Artefacts:
                 "pass its function by name"
             )
         return self._gates[gate.name]
+
+    def _read_at(self, gate: LatentGate | NamedGate | ProbeGate, spec: SteeringSpec) -> Hookpoint:
+        """Where the gate reads."""
+        place = parse_hookpoint(gate.hookpoint)
+        self.device(place)
+        below = [edit.hookpoint for edit in spec.edits if parse_hookpoint(edit.hookpoint).block < place.block]
+        if below:
+            raise InputError(
+                f"the gate reads {gate.hookpoint}, which comes after the edit at {below[0]}; let it read at the same "
+                "block or at a lower one"
+            )
+        return place
+
+
+def check_gate(gate: Gate | None) -> LatentGate | NamedGate | ProbeGate | None:
+    """The gate, if it can be decided while the model runs. Raises `InputError` for a `TextGate`."""
+    if isinstance(gate, TextGate):
+        raise InputError(
+            f"the spec's gate asks {gate.classifier} about the conversation's text, which is not known here; use a "
+            "verb that formats conversations (generate, chat, eval, attack, serve), or demur.text_gates.decide first"
+        )
+    return gate

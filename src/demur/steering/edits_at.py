@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from demur.errors import InputError
-from demur.spec import DirectionEdit, Edit, SteeringSpec
+from demur.spec import DirectionEdit, Edit, SteeringSpec, TextGate
 from demur.steering.artefacts import Artefacts
 from demur.steering.layer import DirectionEdits, Edits, SaeEdits
 from demur.types import Hookpoint, parse_hookpoint
@@ -14,7 +14,8 @@ from demur.types import Hookpoint, parse_hookpoint
 def lowest_hookpoint(specs: Sequence[SteeringSpec]) -> Hookpoint | None:
     """The lowest place where one of `specs` edits or decides, below which nothing differs; None if none does."""
     places = [edit.hookpoint for spec in specs for edit in spec.edits]
-    places += [spec.gate.hookpoint for spec in specs if spec.edits and spec.gate]
+    gates = [spec.gate for spec in specs if spec.edits]
+    places += [gate.hookpoint for gate in gates if gate and not isinstance(gate, TextGate)]
     return min(map(parse_hookpoint, places), key=lambda place: place.block, default=None)
 
 

@@ -1,4 +1,4 @@
-"""Gates: whether a row is steered at all, decided token by token from what has been read so far.
+"""Gates: whether, and how far, a row is steered, decided token by token from what has been read so far.
 
 A gate is causal (a token's decision looks at no later token), keeps its state over the passes of one call, and
 starts afresh with an empty cache; so cached, uncached, chunked and batched passes decide alike.
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from demur.lm.attach import Step
+from demur.lm.turns import ASSISTANT, TEMPLATE, USER
 from demur.sae.base import Sae
 from demur.spec import LatentGate
+from demur.steering.probe import Probe
 
 Fires = Callable[[Tensor, Step], Tensor]
 """Residual [batch, pos, d_model] at the gate's hookpoint and step to bool [batch, pos]: does this token open the gate?
@@ -33,23 +35,91 @@ def latent_exceeds(gate: LatentGate, sae: Sae, exact: bool) -> Fires:
     return fires
 
 
-class GateState:
-    """Which rows a gate has opened for, over all passes of a call."""
+class ByRow:
+    """Numbers remembered of each row of a call from pass to pass; rows that start afresh have `nothing`."""
 
-    def __init__(self, fires: Fires) -> None:
-        self._fires = fires
-        self._open: Tensor | None = None
+    def __init__(self, nothing: float, columns: int = 1) -> None:
+        self._nothing, self._columns = nothing, columns
+        self._kept: Tensor | None = None
 
-    def read(self, residual: Tensor, step: Step, at: Tensor) -> Tensor:
-        """[batch, pos] bool: open at each token. `at` [batch, pos]: tokens that the gate looks at."""
-        fired = self._fires(residual, step).to(at.device) & at
-        if self._open is None or len(self._open) != step.total:
-            self._open = torch.zeros(step.total, dtype=torch.bool, device=at.device)
+    def before(self, step: Step, batch: int, device: torch.device) -> Tensor:
+        """[batch, columns] what is remembered of the rows of the pass."""
+        if self._kept is None or len(self._kept) != step.total:
+            self._kept = torch.full((step.total, self._columns), self._nothing, device=device)
         elif step.fresh:  # for the rows of this pass; others may be under way
-            self._open = self._open.index_fill(0, step.rows, False)
-        before = self._open[step.rows[: len(at)]].unsqueeze(1)
-        opened = (fired.long().cummax(dim=1).values > 0) | before
-        after = self._open.clone()
-        after[step.rows] = step.each(opened[:, -1])
-        self._open = after
+            self._kept = self._kept.index_fill(0, step.rows, self._nothing)
+        return self._kept[step.rows[:batch]]
+
+    def after(self, step: Step, values: Tensor) -> None:
+        """Remember `values` [batch, columns]."""
+        assert self._kept is not None
+        kept = self._kept.clone()
+        kept[step.rows] = step.each(values)
+        self._kept = kept
+
+
+class Probability:
+    """A probe's probability at each token, over all passes of a call."""
+
+    def __init__(self, probe: Probe, sae: Sae | None, exact: bool, device: torch.device) -> None:
+        self._probe, self._sae = probe, sae
+        self._weight = probe.weight.to(device)
+        self._reader = sae.reader(list(probe.latents), exact) if sae is not None else None
+        self.pools = probe.pool == "turn"
+        """Needs to know whose text each token is."""
+        self._kept = ByRow(0.0, columns=4)
+
+    def read(self, residual: Tensor, step: Step, owner: Tensor | None) -> Tensor:
+        """[batch, pos] float32. `owner` [batch, pos]: whose text each token is, where the probe `pools`."""
+        logits = self._logits(residual, step)
+        if self.pools:
+            assert owner is not None
+            logits = self._pooled(logits, step, owner.to(logits.device))
+        return logits.sigmoid()
+
+    def _logits(self, residual: Tensor, step: Step) -> Tensor:
+        if self._sae is None or self._reader is None:
+            return residual.float() @ self._weight + self._probe.bias
+        x = self._sae.prepare(residual).x.flatten(0, -2)
+        wanted = (step.positions.to(x.device) >= 0).reshape(-1, 1).expand(-1, len(self._weight))
+        return (self._reader(x, wanted).float() @ self._weight + self._probe.bias).view(residual.shape[:-1])
+
+    def _pooled(self, logits: Tensor, step: Step, owner: Tensor) -> Tensor:
+        """Mean of the logits, which is the logit of the mean, over the current turn's text up to each token.
+
+        Text before any turn, as of a row that is no conversation, is a turn of its own; its first token, which is an
+        attention sink, does not count. A template's tokens belong to the turn before them.
+        """
+        sums, count, whose, before = self._kept.before(step, len(logits), logits.device).unsqueeze(1).unbind(-1)
+        text = step.positions.to(owner.device) >= 0
+        spoken = ((owner == USER) | (owner == ASSISTANT)) & text
+        places = torch.arange(owner.shape[1], device=owner.device).expand_as(owner)
+        latest = torch.where(spoken, places, -1).cummax(1).values
+        # whose turn each token belongs to: TEMPLATE before any
+        turn = torch.where(latest >= 0, owner.gather(1, latest.clamp(min=0)), whose.long())
+        starts = spoken & (owner != torch.cat([before.long(), owner[:, :-1]], 1))
+        counted = torch.where(turn == TEMPLATE, (owner == TEMPLATE) & (step.positions.to(owner.device) > 0), spoken)
+        own = logits.masked_fill(~counted, 0.0)
+        total, number = own.cumsum(1) + sums, counted.cumsum(1) + count
+        # what stood before the latest start is not of this turn
+        start = torch.where(starts, places, -1).cummax(1).values
+        begun, at = start >= 0, start.clamp(min=0)
+        total = total - torch.where(begun, (total - own).gather(1, at), 0.0)
+        number = number - torch.where(begun, (number - counted.float()).gather(1, at), 0.0)
+        last = [one[:, -1].float() for one in (total, number, turn, owner)]
+        self._kept.after(step, torch.stack(last, 1))
+        return torch.where(number > 0, total / number.clamp(min=1), -torch.inf)
+
+
+class GateState:
+    """How far a gate has opened for each row, over all passes of a call: from 0, shut, to 1."""
+
+    def __init__(self) -> None:
+        self._kept = ByRow(0.0)
+
+    def read(self, fired: Tensor, step: Step) -> Tensor:
+        """[batch, pos] float32: open at each token. `fired` [batch, pos]: how far it would open there by itself."""
+        before = self._kept.before(step, len(fired), fired.device)
+        opened = torch.maximum(fired.float().cummax(dim=1).values, before)
+        self._kept.after(step, opened[:, -1:])
         return opened

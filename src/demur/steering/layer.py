@@ -143,16 +143,21 @@ def apply(
     which: Tensor,
     on: Tensor,
     count: Callable[[int, Move], None] = lambda group, move: None,
+    strength: Tensor | None = None,
 ) -> Tensor:
     """Residuals `x` [n, d_model] after all `groups`, each of which reads them as they came.
 
     `which`, `on`: as in `SaeEdits.move`. `count` is told the number of each group and its move.
+    `strength` [n, 1]: the share of their way that the moves go; None: all of it.
     """
     edited = x
     for number, group in enumerate(groups):
         move = group.move(x, which, on)
+        lost = group.lost(x, which, on)
+        if strength is not None:
+            move = Move(move.acts, move.sizes * strength)
+            lost = None if lost is None else lost * strength
         count(number, move)
         edited = torch.addmm(edited, move.sizes, group.rows)
-        lost = group.lost(x, which, on)
         edited = edited if lost is None else edited + lost
     return edited

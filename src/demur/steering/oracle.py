@@ -16,6 +16,7 @@ from demur.sae.base import Sae
 from demur.sae.topk import TopKSae
 from demur.spec import DirectionEdit, Edit, Op, SteeringSpec
 from demur.steering.direction import Direction
+from demur.steering.vectors import Vector
 from demur.types import Hookpoint, parse_hookpoint
 
 _CLOSE = 1e-4
@@ -32,7 +33,7 @@ class Expected(NamedTuple):
 
 
 def expected(
-    x: Tensor, spec: SteeringSpec, place: Hookpoint, saes: Mapping[str, Sae], directions: Sequence[Direction] = ()
+    x: Tensor, spec: SteeringSpec, place: Hookpoint, saes: Mapping[str, Sae], directions: Sequence[Vector] = ()
 ) -> Expected:
     """Residuals `x` [n, d_model] after all edits of `spec` at `place`, each of which reads `x` as it came."""
     x = x.double()
@@ -53,7 +54,7 @@ def expected(
                     decidable &= _rank_is_clear(sae, prepared.x, latent)
         kept = 0 if spec.mode == "reconstruct" else error
         total += prepared.restore(sae.decode(changed)) + kept - x
-    known = {direction.hash: direction for direction in directions}
+    known = {one.hash: one for one in directions if isinstance(one, Direction)}
     for along in [edit for edit in here if isinstance(edit, DirectionEdit)]:
         direction = known[along.direction]
         unit = torch.nn.functional.normalize(direction.vector.to(x.device).double(), dim=0)

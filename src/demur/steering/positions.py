@@ -35,6 +35,14 @@ def chosen(positions: Positions, step: Step, owner: Tensor | None = None) -> Ten
     return found & ((at - start) % positions.every == 0) if positions.every > 1 else found
 
 
+def strength(positions: Positions, step: Step) -> Tensor:
+    """[batch, pos] the share of their way that edits go at each token: less and less where there is a half-life."""
+    if not positions.half_life:
+        return torch.ones_like(step.positions, dtype=torch.float32)
+    written = (step.positions - step.prompt_lengths.unsqueeze(1)).clamp(min=0)
+    return torch.pow(0.5, written.float() / positions.half_life)
+
+
 class TurnReader:
     """Whose text each token is, over all passes of a call."""
 

@@ -10,23 +10,50 @@ from torch import Tensor
 from demur.errors import InputError
 from demur.lm.attach import Step
 from demur.lm.turns import Turns
-from demur.spec import LatentGate, NamedGate, Positions, SteeringSpec
-from demur.steering.artefacts import Artefacts
+from demur.spec import LatentGate, NamedGate, Positions, ProbeGate, SteeringSpec
+from demur.steering.artefacts import Artefacts, check_gate
 from demur.steering.gates import GateState
-from demur.steering.positions import TurnReader, chosen
+from demur.steering.positions import TurnReader, chosen, strength
 from demur.types import Hookpoint, parse_hookpoint
+
+_WRITTEN = Positions("generation")
 
 
 class _Gate:
     """One gate, the specs that have it, and its state."""
 
-    def __init__(self, gate: LatentGate | NamedGate, spec: SteeringSpec, found: Artefacts) -> None:
+    def __init__(self, gate: LatentGate | NamedGate | ProbeGate, spec: SteeringSpec, found: Artefacts) -> None:
         self.place = parse_hookpoint(gate.hookpoint)
-        self.looks = (gate.positions, spec.skip_first)
-        self.state = GateState(found.gate(gate, spec))
+        self._looks = (gate.positions, spec.skip_first)
+        self.state = GateState()
         self.specs: list[int] = []
-        self.blind = gate.positions.where in ("prompt", "last_prompt_token", "user")
+        self._probe = gate if isinstance(gate, ProbeGate) else None
+        if isinstance(gate, ProbeGate):
+            self.probability = found.probability(gate, spec)
+        else:
+            self._fires = found.gate(gate, spec)
+        self.monitors = self._probe is not None and self._probe.monitor < 1
+        self.soft = self._probe is not None and self._probe.strength == "probability"
+        """May open in part."""
+        self.blind = gate.positions.where in ("prompt", "last_prompt_token", "user") and not self.monitors
         """Reads nothing that the model wrote, so that beams may be swapped under it."""
+
+    def continue_from(self, other: _Gate) -> None:
+        """Go on as the same gate stood."""
+        self.state = other.state
+        if self._probe is not None:
+            self.probability = other.probability
+
+    def read(self, residual: Tensor, step: Step, rows: Rows) -> Tensor:
+        """[batch, pos] how far it is open at each token."""
+        at = rows.chosen(self._looks, step)
+        if self._probe is None:
+            return self.state.read(self._fires(residual, step).to(at.device) & at, step)
+        p = self.probability.read(residual, step, rows.owner).to(at.device)
+        fired = at & (p > self._probe.threshold)
+        if self.monitors:
+            fired |= chosen(_WRITTEN, step) & (p > self._probe.monitor)
+        return self.state.read(fired * p if self.soft else fired, step)
 
 
 class Rows:
@@ -41,20 +68,25 @@ class Rows:
         self._turns = TurnReader(turns) if turns else None
         if before is not None:
             self._turns = before._turns or self._turns
-        self._owner: Tensor | None = None
+        self.owner: Tensor | None = None
+        """[batch, pos] whose text each token of the pass is, where some spec needs it."""
         self._kinds = list(dict.fromkeys((one.positions, one.skip_first) for one in specs))
         self._kind = torch.tensor([self._kinds.index((one.positions, one.skip_first)) for one in specs])
+        self._fades = any(one.positions.half_life for one in specs)
         self._gates: dict[tuple[object, bool, bool], _Gate] = {}
         for number, spec in enumerate(specs):
-            if spec.gate is not None and spec.edits:
-                key = (spec.gate, spec.skip_first, spec.exact)
+            if (gate := check_gate(spec.gate if spec.edits else None)) is not None:
+                key = (gate, spec.skip_first, spec.exact)
                 if key not in self._gates:
-                    self._gates[key] = _Gate(spec.gate, spec, found)
+                    self._gates[key] = _Gate(gate, spec, found)
                     if before is not None and key in before._gates:
-                        self._gates[key].state = before._gates[key].state
+                        self._gates[key].continue_from(before._gates[key])
                 self._gates[key].specs.append(number)
         self._pass: Step | None = None
         self._on = torch.empty(0)
+        self.strength: Tensor | None = None
+        """[batch, pos] the share of their way that edits move residuals: what a half-life and the gates read so far leave of
+        it; None: all of it."""
 
     def slots(self, of: Tensor) -> None:
         """Row r of a pass has the spec `of[r]` [slots], in place of spec i for row i; it may be changed on the way."""
@@ -83,11 +115,13 @@ class Rows:
             self._begin(step)
         for gate in self._gates.values():
             if gate.place == place:
-                opened = gate.state.read(residual, step, self._chosen(gate.looks, step))
+                opened = gate.read(residual, step, self)
                 if len(self._specs) > 1:
                     others = ~torch.isin(self.which(step), torch.tensor(gate.specs, device=opened.device))
-                    opened = opened | others.unsqueeze(1)
-                self._on = self._on & opened
+                    opened = opened.masked_fill(others.unsqueeze(1), 1.0)
+                self._on = self._on & (opened > 0)
+                if gate.soft:
+                    self.strength = opened if self.strength is None else self.strength * opened
         return self._on
 
     def _begin(self, step: Step) -> None:
@@ -99,16 +133,22 @@ class Rows:
         if self._turns is not None:
             if step.ids is None:
                 raise InputError("positions in turns need token ids, but the model was called with embeddings")
-            self._owner = self._turns.read(step)
-        masks = [self._chosen(kind, step) for kind in self._kinds]
-        if len(masks) == 1:
-            self._on = masks[0]
-        else:
-            kind = self._kind.to(step.positions.device)[self.which(step)]
-            self._on = torch.stack(masks)[kind, torch.arange(len(kind), device=kind.device)]
+            self.owner = self._turns.read(step)
+        self._on = self._by_kind([self.chosen(kind, step) for kind in self._kinds], step)
+        self.strength = None
+        if self._fades:
+            self.strength = self._by_kind([strength(positions, step) for positions, _ in self._kinds], step)
         self._pass = step
 
-    def _chosen(self, looks: tuple[Positions, bool], step: Step) -> Tensor:
+    def _by_kind(self, found: Sequence[Tensor], step: Step) -> Tensor:
+        """[batch, pos] of what was `found` for each kind of positions, the row's own."""
+        if len(found) == 1:
+            return found[0]
+        kind = self._kind.to(step.positions.device)[self.which(step)]
+        return torch.stack(list(found))[kind, torch.arange(len(kind), device=kind.device)]
+
+    def chosen(self, looks: tuple[Positions, bool], step: Step) -> Tensor:
+        """[batch, pos] bool: tokens at these positions, perhaps without the first one."""
         positions, skip_first = looks
-        found = chosen(positions, step, self._owner)
+        found = chosen(positions, step, self.owner)
         return found & (step.positions > 0) if skip_first else found

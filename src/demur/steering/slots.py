@@ -15,10 +15,10 @@ from demur.sae.store import LoadedSae
 from demur.spec import SteeringSpec
 from demur.steering.artefacts import Artefacts
 from demur.steering.counter import Counter
-from demur.steering.direction import Direction
 from demur.steering.gates import Fires
 from demur.steering.rows import Rows
 from demur.steering.steer import edits_of, turns_of
+from demur.steering.vectors import Vector
 
 
 class Tokens(NamedTuple):
@@ -45,7 +45,7 @@ class Slots:
 
     def check(self, spec: SteeringSpec) -> None:
         """Raise what `steer` has to say about the spec."""
-        rows = Rows([spec], self._found, turns_of(self._lm, [spec]))
+        rows = Rows([spec], self._found, turns_of(self._lm, [spec], self._found))
         edits_of([spec], self._found, rows)
 
     def put(self, slot: int, spec: SteeringSpec) -> None:
@@ -77,7 +77,7 @@ class Slots:
 
     def _know(self, specs: list[SteeringSpec]) -> None:
         """Attach `specs` in place of those that are attached; rows and their gates go on as they were."""
-        rows = Rows(specs, self._found, turns_of(self._lm, specs), before=self._rows)
+        rows = Rows(specs, self._found, turns_of(self._lm, specs, self._found), before=self._rows)
         edits = edits_of(specs, self._found, rows)
         of = torch.tensor([specs.index(self._specs[i]) if self._specs else 0 for i in self._of.tolist()])
         self._before += self._counted()
@@ -103,7 +103,7 @@ def steer_slots(
     n: int,
     saes: Mapping[str, Sae] | Sequence[LoadedSae] = (),
     *,
-    directions: Sequence[Direction] = (),
+    directions: Sequence[Vector] = (),
     gates: Mapping[str, Fires] | None = None,
     keep: Sequence[SteeringSpec] = (),
 ) -> Iterator[Slots]:

@@ -12,8 +12,8 @@ from demur.errors import InputError, NotFoundError
 from demur.record import read_json
 from demur.sae.store import LoadedSae, is_own, load_sae
 from demur.spec import SPEC_FORMAT, SteeringSpec
-from demur.steering.direction import Direction, load_direction
 from demur.steering.spec_file import parse_spec, read_spec
+from demur.steering.vectors import Vector, load_vector
 from demur.types import UNSTEERED
 
 _EDITS, _LATENTS = 32, 256
@@ -27,14 +27,15 @@ class Offered(NamedTuple):
     specs: dict[str, SteeringSpec]
     """By name, which is the file's without its ending."""
     saes: list[LoadedSae]
-    directions: list[Direction]
+    directions: list[Vector]
 
 
 def read_offered(places: Iterable[Path]) -> Offered:
     """The specs in files and folders, with the SAEs and directions that stand beside them in those folders.
 
     A folder's JSON files of the spec format are its specs, its subfolders in demur's own SAE format its SAEs, its
-    safetensors files its directions. Raises `NotFoundError`, and `InputError` for a folder without specs, a file that
+    safetensors files its directions and
+    probes. Raises `NotFoundError`, and `InputError` for a folder without specs, a file that
     is no spec, or a name that occurs twice or cannot be used in a request.
     """
     found = Offered({}, [], [])
@@ -46,7 +47,7 @@ def read_offered(places: Iterable[Path]) -> Offered:
                     f"folder {place} holds no spec files (JSON with the format {SPEC_FORMAT}); put some in"
                 )
             found.saes.extend(load_sae(one) for one in sorted(place.iterdir()) if one.is_dir() and is_own(one))
-            found.directions.extend(load_direction(one) for one in sorted(place.glob("*.safetensors")))
+            found.directions.extend(load_vector(one) for one in sorted(place.glob("*.safetensors")))
         else:
             files = [place]
         for path in files:

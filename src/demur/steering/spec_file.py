@@ -7,7 +7,15 @@ from typing import Any
 
 from demur.errors import InputError
 from demur.record import from_json, read_json, to_json, write_json
-from demur.spec import SPEC_FORMAT, SteeringSpec
+from demur.spec import SPEC_FORMAT, Gate, LatentGate, NamedGate, ProbeGate, SteeringSpec, TextGate
+
+_GATES: dict[str, type[Gate]] = {
+    "latent": LatentGate,
+    "probe": ProbeGate,
+    "name": NamedGate,
+    "classifier": TextGate,
+}
+"""The field that tells each kind of gate from the others."""
 
 
 def read_spec(path: Path) -> SteeringSpec:
@@ -26,7 +34,17 @@ def parse_spec(value: Any, where: str = "the spec") -> SteeringSpec:
     edits = value.get("edits", [])
     if isinstance(edits, list):
         value = {**value, "edits": [_one_latent(edit) for edit in edits]}
+    if isinstance(value.get("gate"), dict):
+        _check_gate(value["gate"], where)
     return from_json(SteeringSpec, value, where)
+
+
+def _check_gate(gate: dict[str, Any], where: str) -> None:
+    """Raise about the kind of gate that is meant, not about the first kind that there is."""
+    meant = [kind for field, kind in _GATES.items() if field in gate]
+    if len(meant) != 1:
+        raise InputError(f"the gate of {where} names {len(meant)} of {', '.join(_GATES)}; a gate has one of them")
+    from_json(meant[0], gate, f"the gate of {where}")
 
 
 def _one_latent(edit: Any) -> Any:

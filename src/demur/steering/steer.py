@@ -21,15 +21,15 @@ from demur.lm.load import LanguageModel
 from demur.lm.turns import Turns, read_turns
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae
-from demur.spec import SteeringSpec
+from demur.spec import LatentGate, NamedGate, ProbeGate, SteeringSpec
 from demur.steering.artefacts import Artefacts
 from demur.steering.counter import Counter, Slot
-from demur.steering.direction import Direction
 from demur.steering.edits_at import edits_at
 from demur.steering.gates import Fires
 from demur.steering.layer import Edits, apply
 from demur.steering.positions import OWNERS
 from demur.steering.rows import Rows
+from demur.steering.vectors import Vector
 from demur.types import Hookpoint, parse_hookpoint
 
 
@@ -53,12 +53,13 @@ def steer(
     spec: SteeringSpec | Sequence[SteeringSpec | None],
     saes: Mapping[str, Sae] | Sequence[LoadedSae] = (),
     *,
-    directions: Sequence[Direction] = (),
+    directions: Sequence[Vector] = (),
     gates: Mapping[str, Fires] | None = None,
 ) -> Iterator[Steering]:
     """Apply `spec` to `model` inside the block, or spec i of a sequence to row i of every batch.
 
-    `saes`: the SAEs that the spec names by hash; those that ship with demur are found without. `directions`: likewise.
+    `saes`: the SAEs that the spec names by hash; those that ship with demur are found without. `directions`:
+    likewise, and the probes of gates.
     `gates`: the functions of gates that the spec names. Positions in user or assistant turns need a `LanguageModel`,
     whose tokenizer knows the chat template. A spec's `system` is for whoever formats the prompt; nothing is done with
     it here. Raises `MismatchError` for an SAE or direction that is not there or has another width, `InputError` for
@@ -69,7 +70,7 @@ def steer(
         raise InputError("no spec was given; give one, or one for each row of the batch")
     bare = model.model if isinstance(model, LanguageModel) else model
     found = Artefacts(bare, saes, directions, gates or {})
-    edits = edits_of(specs, found, Rows(specs, found, turns_of(model, specs)))
+    edits = edits_of(specs, found, Rows(specs, found, turns_of(model, specs, found)))
     groups = [specs.index(one) for one in specs] if len(set(specs)) > 1 else ()
     with attach_all(bare, edits.hooks, groups=groups):
         yield Steering(edits.counters)
@@ -112,15 +113,18 @@ def _edit(
     which = rows.which(step).to(x.device)
     which = which if len(which) == 1 else which.repeat_interleave(residual.shape[1])
     flat = on.to(x.device).reshape(-1, 1)
-    edited = apply(groups, x, which, flat, lambda number, move: counters[number].add(move, step))
+    strength = None if rows.strength is None else rows.strength.to(x.device, x.dtype).reshape(-1, 1)
+    edited = apply(groups, x, which, flat, lambda number, move: counters[number].add(move, step), strength)
     return edited.to(residual.dtype).view_as(residual)
 
 
-def turns_of(model: PreTrainedModel | LanguageModel, specs: Sequence[SteeringSpec]) -> Turns | None:
+def turns_of(model: PreTrainedModel | LanguageModel, specs: Sequence[SteeringSpec], found: Artefacts) -> Turns | None:
     """The turn marks of the model's chat template, where some spec needs them."""
     looks = [one.positions for one in specs if one.edits]
-    looks += [one.gate.positions for one in specs if one.edits and one.gate]
-    needed = [look.where for look in looks if look.where in OWNERS]
+    gates = [one.gate for one in specs if one.edits]
+    looks += [gate.positions for gate in gates if isinstance(gate, LatentGate | NamedGate | ProbeGate)]
+    needed: list[str] = [look.where for look in looks if look.where in OWNERS]
+    needed += ["of a turn" for gate in gates if isinstance(gate, ProbeGate) and found.probe(gate).pool == "turn"]
     if not needed:
         return None
     if not isinstance(model, LanguageModel):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from demur.data.prompts import OWN, hashed_split, load_prompts
+from demur.data.prompts import OWN, TRAINING, hashed_split, load_prompts
 from demur.data.rows import Row, cell, only_column, read_table
 from demur.data.suites.find import fetch
 from demur.data.suites.published import SUITES
@@ -86,7 +86,7 @@ def read_suite(
     suite = find_suite(name_or_path)
     if suite is None:
         return _chosen(_file(Path(name_or_path).expanduser(), intent or otherwise, column), intent, name_or_path)
-    if suite.name in OWN:
+    if suite.name in OWN + TRAINING:
         prompts = load_prompts(suite.name, suite.intents[0])
         return _chosen(Loaded(prompts, len(prompts), 0, 0, {}), intent, suite.name)
     found: list[Prompt] = []

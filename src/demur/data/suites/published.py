@@ -10,6 +10,8 @@ from demur.data.suites.suite import Part, Suite
 
 _OWN = Suite("harmful", "demur's harmful requests", "MIT", harmful=120)
 
+_TRAINING = "to train on; its split is select throughout"
+
 _HARMBENCH = Suite(
     name="harmbench",
     title="HarmBench, standard behaviours, test",
@@ -77,6 +79,23 @@ SUITES: tuple[Suite, ...] = (
     _OWN,
     replace(_OWN, name="lookalike", title="demur's look-alikes of them", harmful=None, benign=120),
     replace(_OWN, name="plain", title="demur's plain requests", harmful=None, benign=120),
+    replace(_OWN, name="twins-harmful", title="demur's training set for gates: harmful", harmful=499, note=_TRAINING),
+    replace(
+        _OWN,
+        name="twins-lookalike",
+        title="demur's training set for gates: a look-alike of each",
+        harmful=None,
+        benign=499,
+        note=_TRAINING,
+    ),
+    replace(
+        _OWN,
+        name="everyday",
+        title="demur's training set for gates: plain requests",
+        harmful=None,
+        benign=420,
+        note=_TRAINING,
+    ),
     Suite(
         name="xstest",
         title="XSTest v2",

@@ -70,6 +70,6 @@ class Suite:
         """What its prompts are: harmful, benign or both."""
         found = {part.intent for part in self.parts} | set(self.labels.values())
         if not self.parts:
-            found = {"harmful" if self.name == "harmful" else "benign"}
+            found = {"benign" if self.harmful is None else "harmful"}
         intents: tuple[Intent, ...] = ("harmful", "benign")
         return tuple(intent for intent in intents if intent in found)

@@ -1,0 +1,15 @@
+"""What a spec names by hash besides SAEs: directions that edits go along, and probes that gates read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from demur.steering.direction import Direction, load_direction
+from demur.steering.probe import Probe, is_probe, load_probe
+
+Vector = Direction | Probe
+
+
+def load_vector(path: Path) -> Vector:
+    """The direction or probe in a safetensors file. Raises as `load_direction` does."""
+    return load_probe(path) if is_probe(path) else load_direction(path)
