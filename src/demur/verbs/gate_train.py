@@ -7,7 +7,7 @@ What is read of the prompts is kept in the run folder, so a run that was killed 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -38,6 +38,8 @@ from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_has
 
 _CHUNK = 256
 """Prompts read between two writes to disk."""
+_ALLOWED = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
+"""Shares of look-alikes at which other thresholds are told."""
 _MONITORED, _MONITOR_TOKENS = 100, 64
 """Answers that the monitor's threshold is set on, and their length."""
 
@@ -52,6 +54,19 @@ class Tried:
     """scikit-learn's C, chosen out of fold."""
     auroc: float
     """Out of fold, each kind of prompt counting as `fit_probe` says."""
+
+
+@dataclass(frozen=True)
+class Operating:
+    """What another threshold would do, out of fold."""
+
+    lookalike_alarms: float
+    """The share of look-alikes that was allowed."""
+    threshold: float
+    caught: float
+    """Share of harmful prompts above the threshold under every system prompt."""
+    alarms: dict[str, float]
+    """Share of each other kind above it under some system prompt."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,8 @@ class TrainedGate:
     """Out of fold, share of harmful prompts above the threshold."""
     alarms: dict[str, Estimate]
     """Out of fold, of each other kind."""
+    points: tuple[Operating, ...]
+    """Other thresholds that keep the promise for benign prompts, for whoever wants a stricter or a milder gate."""
     curve: tuple[Bin, ...]
     """Calibration, out of fold."""
     opens: tuple[Opens, ...]
@@ -188,7 +205,7 @@ class _Training:
         # a prompt counts by the system prompt under which it is likeliest to open the gate
         worst = fit.out_of_fold.reshape(-1, systems)
         each: list[Kind] = [one.kind for one in self.examples]
-        highest = worst.max(1).tolist()
+        lowest, highest = worst.min(1).tolist(), worst.max(1).tolist()
         threshold = threshold_for(highest, each, {"benign": config.false_alarms, "lookalike": config.lookalike_alarms})
         probe = Probe(
             torch.from_numpy(fit.weight).float(),
@@ -218,13 +235,12 @@ class _Training:
             sources=tuple(self.sources),
             tried=tuple(Tried(str(p), pool, f.penalty, f.auroc) for (p, pool), (f, _) in tried.items()),
             auroc={kind: auroc(by["harmful"], by[kind], config.seed) for kind in others},
-            caught=alarm_rate(
-                [p for p, k in zip(worst.min(1).tolist(), each, strict=True) if k == "harmful"], threshold
-            ),
+            caught=alarm_rate([p for p, k in zip(lowest, each, strict=True) if k == "harmful"], threshold),
             alarms={
                 kind: alarm_rate([p for p, k in zip(highest, each, strict=True) if k == kind], threshold)
                 for kind in others
             },
+            points=tuple(self._operating(lowest, highest, each)),
             curve=tuple(calibration(fit.out_of_fold.tolist(), kinds)),
             opens=tuple(opens),
             seconds=self.clock.seconds(),
@@ -235,6 +251,20 @@ class _Training:
         if self.spec is not None:
             write_spec(self.folder / f"{config.name}.json", replace(self.spec, gate=gate))
         return found
+
+    def _operating(self, lowest: list[float], highest: list[float], kinds: list[Kind]) -> Iterator[Operating]:
+        for allowed in _ALLOWED:
+            if round(allowed * kinds.count("lookalike"), 6) < 1:
+                continue
+            threshold = threshold_for(highest, kinds, {"benign": self.config.false_alarms, "lookalike": allowed})
+
+            def share(probabilities: list[float], kind: Kind, threshold: float = threshold) -> float:
+                mine = [p for p, one in zip(probabilities, kinds, strict=True) if one == kind]
+                return alarm_rate(mine, threshold).value
+
+            others = [kind for kind in dict.fromkeys(kinds) if kind != "harmful"]
+            alarms: dict[str, float] = {kind: share(highest, kind) for kind in others}
+            yield Operating(allowed, threshold, share(lowest, "harmful"), alarms)
 
     def _inputs(self, examples: Sequence[Example]) -> dict[tuple[Hookpoint, Pool], Tensor]:
         """By place [examples x system prompts, width], read in pieces that are kept."""
@@ -355,6 +385,16 @@ def _card(found: TrainedGate, run: Run) -> str:
         *(f"- false alarms, {kind}: {percent(one)}" for kind, one in found.alarms.items()),
         *(f"- AUROC against {kind}: {a.value:.3f} [{a.low:.3f}, {a.high:.3f}]" for kind, a in found.auroc.items()),
         "",
+        "Other thresholds:",
+        "",
+        "| look-alikes allowed | threshold | harmful caught | look-alikes | benign |",
+        "|--:|--:|--:|--:|--:|",
+        *(
+            f"| {100 * o.lookalike_alarms:.0f} % | {o.threshold:.4f} | {100 * o.caught:.1f} % "
+            f"| {100 * o.alarms.get('lookalike', 0):.1f} % | {100 * o.alarms.get('benign', 0):.1f} % |"
+            for o in found.points
+        ),
+        "",
         "Calibration, out of fold, harmful prompts being half of all:",
         "",
         "| probability | mean predicted | share harmful | prompts |",
@@ -365,10 +405,7 @@ def _card(found: TrainedGate, run: Run) -> str:
         "",
         "| suite | intent | gate opens | opens later, in the answer |",
         "|---|---|--:|--:|",
-        *(
-            f"| {o.suite} | {o.intent} | {percent(o.share)} | {monitored(o)} |"
-            for o in found.opens
-        ),
+        *(f"| {o.suite} | {o.intent} | {percent(o.share)} | {monitored(o)} |" for o in found.opens),
         "",
     ]
     return "\n".join(lines)
