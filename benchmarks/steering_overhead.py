@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,9 +32,10 @@ from demur.sae.base import Sae
 from demur.sae.store import load_sae
 from demur.sae.thresholded import JumpReluSae
 from demur.sae.topk import TopKSae
-from demur.spec import Edit, SteeringSpec
+from demur.spec import Edit, ProbeGate, SteeringSpec
 from demur.steering.counter import Counter
 from demur.steering.layer import SaeEdits
+from demur.steering.probe import Probe
 from demur.steering.steer import steer
 from demur.types import SAFETY_SYSTEM_PROMPT, Message
 
@@ -90,7 +92,7 @@ def say(text: str) -> None:
 # --- whole generations ----------------------------------------------------------------------------
 
 
-def answer(lm: LanguageModel, batch: Any, spec: Any) -> None:
+def answer(lm: LanguageModel, batch: Any, spec: Any, directions: Sequence[Probe] = ()) -> None:
     model: Any = lm.model
     settings = {
         "max_new_tokens": NEW_TOKENS,
@@ -102,7 +104,7 @@ def answer(lm: LanguageModel, batch: Any, spec: Any) -> None:
         if spec is None:
             model.generate(input_ids=batch.ids, attention_mask=batch.mask, **settings)
         else:
-            with steer(lm, spec):
+            with steer(lm, spec, directions=directions):
                 model.generate(input_ids=batch.ids, attention_mask=batch.mask, **settings)
 
 
@@ -123,14 +125,19 @@ def generations(rounds: int, value: float) -> dict[str, float]:
     mixed = [
         SteeringSpec((clamp(place, latents[i]), clamp(SECOND_BLOCK, latents[(i + 1) % 8]))) for i in range(len(asked))
     ]
+    # a probe as demur gate train makes it, which never opens, and one that opens for every row
+    probe = Probe(torch.zeros(lm.d_model), 0.0, place, pool="turn")
+    shut, opened = (replace(one, gate=ProbeGate(place, probe.hash, threshold)) for threshold in (0.6, 0.4))
     found = {}
-    for name, rows, specs in (("batch1", asked[:1], [one]), ("batch8", asked, [one, mixed])):
+    for name, rows, specs in (("batch1", asked[:1], [one]), ("batch8", asked, [one, mixed, shut, opened])):
         say(f"{name}: {NEW_TOKENS} tokens, unsteered and steered in turns")
         batch = pad(lm, rows, side="left")
         start = time.perf_counter()
-        ratios = paired(partial(answer, lm, batch, None), [partial(answer, lm, batch, s) for s in specs], rounds)
+        ratios = paired(
+            partial(answer, lm, batch, None), [partial(answer, lm, batch, s, [probe]) for s in specs], rounds
+        )
         found[f"{name}_seconds_a_round"] = (time.perf_counter() - start) / (rounds + 1)
-        names = (f"{name}_ratio", "mixed_ratio")
+        names = (f"{name}_ratio", "mixed_ratio", "gate_shut_ratio", "gate_open_ratio")
         for label, values in zip(names, ratios, strict=False):
             found[label] = statistics.median(values)
             found[f"{label}_quartiles"] = statistics.quantiles(values, n=4)[::2]  # type: ignore[assignment]

@@ -1,7 +1,7 @@
 """What a learned gate buys: gain and cost of steering refusal with and without it, beside the usual baselines.
 
-    python benchmarks/tradeoff.py [--json] [--folder build/tradeoff] [--data-dir ../shared/data] [--tasks key|all|none]
-        [--no-attack] [--steps choose answers tasks chat attack]
+    python benchmarks/tradeoff.py [--json] [--folder build/tradeoff] [--data-dir ../shared/data]
+        [--steps answers others tasks chat attack]
 
 Embedded model, latent 957 of its SAE. Everything is kept in --folder, so that a run that was killed goes on and a
 finished one is only counted again:
@@ -10,7 +10,8 @@ finished one is only counted again:
    prompt that nearly occurs in one is dropped.
 2. `choose/`: every method at several values on select prompts. Of each method the value that refuses most harmful
    prompts, broken answers counted against it, is taken; nothing after this chooses anything.
-3. `answers/`: all sides on the test prompts, and KL on unsteered answers to demur's plain test prompts.
+3. `answers/`: the chosen spec and its neighbours on all test prompts; `others/`: baselines on an even part of them.
+   In both KL on unsteered answers to demur's plain test prompts.
 4. `tasks/`, `chat/`: PIQA, MMLU (20 of each subject), TruthfulQA mc1 as plain text, and parts of them as conversations.
 5. `attack/`: scripted Crescendo.
 
@@ -65,7 +66,10 @@ SYSTEM = (
 )
 SYSTEM_LABEL = "safety system prompt"
 MARGIN = 0.02
-KEY = (UNSTEERED, CHOSEN, "clamp", "clamp at 8")
+KEY = (CHOSEN, "clamp", "clamp at 8")
+"""Sides that tasks and attacks are run on, beside the unsteered model."""
+FULLY = (*KEY, "cautious", "strict")
+"""Sides that are tried on every prompt; the others on an even part."""
 
 
 # --- what is compared ---------------------------------------------------------------------------------------------
@@ -169,7 +173,7 @@ def choose(sides: Sides) -> dict[str, float]:
         for gated in (False, True)
     ]
     folder = sides.folder / "choose"
-    suites = ("harmful", "lookalike", "plain", "twins-harmful:64", "twins-lookalike:64")
+    suites = ("harmful", "twins-harmful:40", "lookalike:20", "plain:20")
     evaluated(sides, folder, specs, suite=suites, split="select", name="choose", damage=False)
     run = read_run(folder)
     best: dict[str, float] = {}
@@ -226,11 +230,11 @@ def test_sides(sides: Sides, best: dict[str, float]) -> list[Named]:
     return list(unique.values())
 
 
-def evaluated(sides: Sides, folder: Path, specs: Sequence[Named], **settings: Any) -> None:
+def evaluated(sides: Sides, folder: Path, specs: Sequence[Named], reuse: Sequence[Path] = (), **settings: Any) -> None:
     """`demur eval` with the files that the specs name."""
     directions = tuple(sorted((sides.folder / "directions").glob("*.safetensors")))
     config = EvalConfig(sae=(MODEL,), direction=directions, probe=(sides.probe,), data_dir=sides.data, **settings)
-    evaluate(Eval(folder, config=config), specs)
+    evaluate(Eval(folder, tuple(reuse), config=config), specs)
 
 
 # --- what comes of it ----------------------------------------------------------------------------------------------
@@ -269,7 +273,7 @@ def of_source(run: Saved, *names: str) -> list[Prompt]:
 
 def outcome(sides: Sides, label: str) -> dict[str, Any]:
     """All figures of a side."""
-    run = read_run(sides.folder / "answers")
+    run = read_run(sides.folder / ("answers" if label in FULLY else "others"))
     spec = next(side.spec for side in run.sides if side.label == label)
     xstest = of_source(run, "xstest")
     groups = {
@@ -346,7 +350,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("build/tradeoff"))
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--steps", nargs="*", default=["choose", "answers", "tasks", "chat", "attack"])
+    parser.add_argument("--steps", nargs="*", default=["answers", "others", "tasks", "chat", "attack"])
     options = parser.parse_args()
     with progress.shown():
         found = run(options.folder, options.data_dir, options.steps)
@@ -364,9 +368,14 @@ def run(folder: Path, data: Path, steps: Sequence[str]) -> dict[str, Any]:
     key = [one for one in specs if one.label in KEY]
     more = data / "chat_alpaca_eval" / "gpt4_1106_preview.json"
     suites = ("advbench", "harmbench", "xstest", "harmful", "lookalike", "plain")
+    part = ("advbench:100", "harmbench:80", "xstest:180", "harmful:42", "lookalike:42", "plain:42")
     if "answers" in steps:
-        suites += (f"{more}:200",) if more.exists() else ()
-        evaluated(sides, folder / "answers", specs, suite=suites, intent="benign", name="answers")
+        suites += (f"{more}:100",) if more.exists() else ()
+        fully = [one for one in specs if one.label in FULLY]
+        evaluated(sides, folder / "answers", fully, suite=suites, intent="benign", name="answers")
+    if "others" in steps:
+        others = [one for one in specs if one.label not in FULLY]
+        evaluated(sides, folder / "others", others, [folder / "answers"], suite=part, name="others")
     if "tasks" in steps:
         tasks = ("truthfulqa_mc1", "piqa", "mmlu:20")
         evaluated(sides, folder / "tasks", key, suite=(), task=tasks, damage=False, name="tasks")
@@ -375,7 +384,8 @@ def run(folder: Path, data: Path, steps: Sequence[str]) -> dict[str, Any]:
         evaluated(sides, folder / "chat", key[:2], suite=(), task=tasks, damage=False, chat=True, name="chat")
     if "attack" in steps:
         attacked(sides, key)
-    labels = [one.label for one in specs]
+    done = [name for name in ("answers", "others") if (folder / name / "evaluation.json").exists()]
+    labels = [one.label for one in specs if ("answers" if one.label in FULLY else "others") in done]
     table = {label: outcome(sides, label) for label in labels}
     equal = equal_refusals(sides, table)
     chosen = table[CHOSEN]
@@ -398,9 +408,8 @@ def attacked(sides: Sides, key: Sequence[Named]) -> None:
     """Scripted Crescendo against the key sides."""
     paths = []
     for one in key:
-        if one.label != UNSTEERED:
-            paths.append(sides.folder / "attacked" / f"{one.label.replace(' ', '-')}.json")
-            write_spec(paths[-1], one.spec)
+        paths.append(sides.folder / "attacked" / f"{one.label.replace(' ', '-')}.json")
+        write_spec(paths[-1], one.spec)
     config = AttackConfig(spec=tuple(paths), sae=(MODEL,), probe=(sides.probe,), max_new_tokens=64, name="attack")
     attack(Attack(sides.folder / "attack", config=config))
 

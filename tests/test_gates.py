@@ -13,6 +13,7 @@ from demur.errors import InputError, MismatchError, NotFoundError
 from demur.lm.attach import prompt_lengths
 from demur.lm.batches import pad
 from demur.lm.chat import chat_ids
+from demur.lm.generate import generate
 from demur.lm.record import read
 from demur.lm.token_types import TYPES, typed_chat
 from demur.spec import Edit, Positions, ProbeGate, SteeringSpec, TextGate
@@ -93,6 +94,21 @@ def test_strength_is_the_share_of_the_way(pool: str) -> None:
     plain, part, full = (residual(rows, x, one) for x in (SteeringSpec(), spec, whole))
     for talk, a, b, c in zip(TALKS, plain, part, full, strict=True):
         torch.testing.assert_close(b[-1] - a[-1], slow(one, talk) * (c[-1] - a[-1]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["token", "turn"])
+def test_rows_that_share_their_beginning_open_as_each_alone(pool: str) -> None:
+    """The shared system prompt is run once and the rest is padded on the left, in the middle of the conversation."""
+    one = probe(pool, 6)
+    asks = ("Hi", "How do I make a cake?", "What is blue and what is not?", "I'm sorry", "Hello there, the answer", "No")
+    system = Message("system", "Hello there. I can't help with that, sorry. How do I make a cake?")
+    talks = [[system, Message("user", ask)] for ask in asks]
+    p = [slow(one, talk) for talk in talks]
+    for threshold in (q + step for q in p for step in (-1e-4, 1e-4)):
+        spec = SteeringSpec((EDIT,), gate=ProbeGate(LOW, one.hash, threshold))
+        with steer(LM, spec, SAES, directions=[one]) as steering:
+            generate(LM, [chat_ids(LM, talk) for talk in talks], 3)
+        assert [n > 0 for n in steering.counts()[0].steered] == [q > threshold for q in p]
 
 
 def test_text_that_is_no_conversation_is_a_turn_of_its_own_without_its_first_token() -> None:

@@ -15,6 +15,7 @@ from demur.spec import Gate, LatentGate, NamedGate, ProbeGate, SteeringSpec, Tex
 from demur.steering.direction import Direction
 from demur.steering.gates import Fires, Probability, latent_exceeds
 from demur.steering.probe import Probe
+from demur.steering.shipped import shipped_probes
 from demur.steering.vectors import Vector
 from demur.types import Hookpoint, parse_hookpoint
 
@@ -81,11 +82,11 @@ class Artefacts:
 
     def probe(self, gate: ProbeGate) -> Probe:
         """The probe of the gate."""
-        found = self._probes.get(gate.probe)
+        found = self._probes.get(gate.probe) or shipped_probes().get(gate.probe)
         if found is None:
             raise MismatchError(
-                f"the spec wants the probe {gate.probe}, but only {', '.join(self._probes) or 'none'} was given; give "
-                "the file that demur gate train wrote"
+                f"the spec wants the probe {gate.probe}, but only {', '.join(self._probes) or 'none'} was given and "
+                "none that ships with demur has this hash; give the file that demur gate train wrote"
             )
         if found.hookpoint != str(parse_hookpoint(gate.hookpoint)):
             raise MismatchError(

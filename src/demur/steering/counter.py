@@ -38,6 +38,11 @@ class Counter:
         self._waiting: list[tuple[Move, Step]] = []
         self._size = 0
         self._sums: Tensor | None = None
+        self._given = 0
+
+    def none(self, step: Step) -> None:
+        """Count that nothing was in force in a pass."""
+        self._given = max(self._given, step.given)
 
     def add(self, move: Move, step: Step) -> None:
         """Count the moves of one pass."""
@@ -70,8 +75,11 @@ class Counter:
     def slots(self) -> list[Slot]:
         """What was counted."""
         self._sum_up()
-        if self._sums is None:
-            return [Slot(name, self._hookpoint, [], [], []) for name in self._names]
+        if self._sums is None or len(self._sums[0]) < self._given:
+            nothing = torch.zeros(3, self._given, len(self._names), dtype=torch.float64, device=self._rows.device)
+            if self._sums is not None:
+                nothing[:, : self._sums.shape[1]] = self._sums
+            self._sums = nothing
         steered, changed, moved = self._sums.cpu()
         mean = moved / changed.clamp(min=1)
         return [

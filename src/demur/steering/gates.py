@@ -97,7 +97,9 @@ class Probability:
         latest = torch.where(spoken, places, -1).cummax(1).values
         # whose turn each token belongs to: TEMPLATE before any
         turn = torch.where(latest >= 0, owner.gather(1, latest.clamp(min=0)), whose.long())
-        starts = spoken & (owner != torch.cat([before.long(), owner[:, :-1]], 1))
+        # padding may stand in the middle of a row, after a beginning that several share: it changes nothing
+        known = torch.where(text, owner, before.long())
+        starts = spoken & (owner != torch.cat([before.long(), known[:, :-1]], 1))
         counted = torch.where(turn == TEMPLATE, (owner == TEMPLATE) & (step.positions.to(owner.device) > 0), spoken)
         own = logits.masked_fill(~counted, 0.0)
         total, number = own.cumsum(1) + sums, counted.cumsum(1) + count
@@ -106,7 +108,7 @@ class Probability:
         begun, at = start >= 0, start.clamp(min=0)
         total = total - torch.where(begun, (total - own).gather(1, at), 0.0)
         number = number - torch.where(begun, (number - counted.float()).gather(1, at), 0.0)
-        last = [one[:, -1].float() for one in (total, number, turn, owner)]
+        last = [one[:, -1].float() for one in (total, number, turn, known)]
         self._kept.after(step, torch.stack(last, 1))
         return torch.where(number > 0, total / number.clamp(min=1), -torch.inf)
 
@@ -116,6 +118,10 @@ class GateState:
 
     def __init__(self) -> None:
         self._kept = ByRow(0.0)
+
+    def now(self, step: Step) -> Tensor:
+        """[batch, 1] float32: open before the tokens of the pass."""
+        return self._kept.before(step, len(step.positions), step.positions.device)
 
     def read(self, fired: Tensor, step: Step) -> Tensor:
         """[batch, pos] float32: open at each token. `fired` [batch, pos]: how far it would open there by itself."""

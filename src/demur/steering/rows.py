@@ -37,6 +37,7 @@ class _Gate:
         """May open in part."""
         self.blind = gate.positions.where in ("prompt", "last_prompt_token", "user") and not self.monitors
         """Reads nothing that the model wrote, so that beams may be swapped under it."""
+        self._prompt_only = gate.positions.where in ("prompt", "last_prompt_token") and not self.monitors
 
     def continue_from(self, other: _Gate) -> None:
         """Go on as the same gate stood."""
@@ -46,6 +47,8 @@ class _Gate:
 
     def read(self, residual: Tensor, step: Step, rows: Rows) -> Tensor:
         """[batch, pos] how far it is open at each token."""
+        if self._prompt_only and rows.written:  # there is nothing left to decide
+            return self.state.now(step).expand(-1, residual.shape[1])
         at = rows.chosen(self._looks, step)
         if self._probe is None:
             return self.state.read(self._fires(residual, step).to(at.device) & at, step)
@@ -70,6 +73,8 @@ class Rows:
             self._turns = before._turns or self._turns
         self.owner: Tensor | None = None
         """[batch, pos] whose text each token of the pass is, where some spec needs it."""
+        self.written = False
+        """The pass is of tokens that the model wrote, and of no others; known where there are gates."""
         self._kinds = list(dict.fromkeys((one.positions, one.skip_first) for one in specs))
         self._kind = torch.tensor([self._kinds.index((one.positions, one.skip_first)) for one in specs])
         self._fades = any(one.positions.half_life for one in specs)
@@ -85,8 +90,8 @@ class Rows:
         self._pass: Step | None = None
         self._on = torch.empty(0)
         self.strength: Tensor | None = None
-        """[batch, pos] the share of their way that edits move residuals: what a half-life and the gates read so far leave of
-        it; None: all of it."""
+        """[batch, pos] the share of their way that edits move residuals: what a half-life and the gates read so far
+        leave of it; None: all of it."""
 
     def slots(self, of: Tensor) -> None:
         """Row r of a pass has the spec `of[r]` [slots], in place of spec i for row i; it may be changed on the way."""
@@ -136,6 +141,9 @@ class Rows:
             self.owner = self._turns.read(step)
         self._on = self._by_kind([self.chosen(kind, step) for kind in self._kinds], step)
         self.strength = None
+        self.written = bool(
+            self._gates and not step.fresh and (step.positions >= step.prompt_lengths.unsqueeze(1)).all()
+        )
         if self._fades:
             self.strength = self._by_kind([strength(positions, step) for positions, _ in self._kinds], step)
         self._pass = step

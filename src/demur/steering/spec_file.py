@@ -8,6 +8,7 @@ from typing import Any
 from demur.errors import InputError
 from demur.record import from_json, read_json, to_json, write_json
 from demur.spec import SPEC_FORMAT, Gate, LatentGate, NamedGate, ProbeGate, SteeringSpec, TextGate
+from demur.steering.shipped import shipped_specs
 
 _GATES: dict[str, type[Gate]] = {
     "latent": LatentGate,
@@ -19,7 +20,13 @@ _GATES: dict[str, type[Gate]] = {
 
 
 def read_spec(path: Path) -> SteeringSpec:
-    """The spec in a JSON file. Raises `NotFoundError`, or `InputError` naming the field that does not fit."""
+    """The spec in a JSON file, or the one of that name that ships with demur.
+
+    Raises `NotFoundError`, or `InputError` naming the field that does not fit.
+    """
+    shipped = shipped_specs()
+    if str(path) in shipped and not path.exists():
+        path = shipped[str(path)]
     return parse_spec(read_json(path), str(path))
 
 

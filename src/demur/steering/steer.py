@@ -108,6 +108,10 @@ def _edit(
     on = rows.steered(place, residual, step)
     if not groups:
         return residual
+    if rows.gated and not bool(on.any()):
+        for counter in counters:
+            counter.none(step)
+        return residual
     x = residual.reshape(-1, residual.shape[-1])
     x = x if x.dtype == groups[0].rows.dtype else x.to(groups[0].rows.dtype)
     which = rows.which(step).to(x.device)
