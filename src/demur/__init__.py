@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from demur.spec import LatentGate as LatentGate
     from demur.spec import NamedGate as NamedGate
     from demur.spec import Positions as Positions
+    from demur.spec import ProbeGate as ProbeGate
     from demur.spec import SteeringSpec as SteeringSpec
+    from demur.spec import TextGate as TextGate
     from demur.steering.direction import difference_in_means as difference_in_means
+    from demur.steering.probe import load_probe as load_probe
     from demur.steering.spec_file import read_spec as read_spec
     from demur.steering.spec_file import write_spec as write_spec
     from demur.steering.steer import steer as steer
@@ -33,6 +36,7 @@ _HOMES = {
     "Edit": "demur.spec",
     "LatentGate": "demur.spec",
     "NamedGate": "demur.spec",
+    "ProbeGate": "demur.spec",
     "Positions": "demur.spec",
     "difference_in_means": "demur.steering.direction",
     "read_spec": "demur.steering.spec_file",
@@ -41,9 +45,11 @@ _HOMES = {
     "Prompt": "demur.types",
     "SteeringSpec": "demur.spec",
     "StudyConfig": "demur.verbs.config",
+    "TextGate": "demur.spec",
     "chat_ids": "demur.lm.chat",
     "generate": "demur.lm.generate",
     "load": "demur.lm.load",
+    "load_probe": "demur.steering.probe",
     "load_sae": "demur.sae.store",
     "save_sae": "demur.sae.store",
     "steer": "demur.steering.steer",

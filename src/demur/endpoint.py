@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from demur.errors import InputError, MissingExtraError, NotFoundError
@@ -15,6 +15,8 @@ from demur.types import Message
 if TYPE_CHECKING:
     import openai
 
+_One = TypeVar("_One")
+_Found = TypeVar("_Found")
 _SAID = 200
 """Characters of what an endpoint says about an error."""
 # an error about this one text, not about how we ask: too long, or stopped by the provider's own filter
@@ -61,6 +63,21 @@ class Endpoint:
         does). Raises `MissingExtraError` without the client, `NotFoundError` where nothing answers, `InputError` for
         any other error and for what is no reply. The first error ends all.
         """
+        return self._each(self._reply, asked, advance)
+
+    def moderate(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """The score of every category for each text, in order, from `/moderations`.
+
+        Raises as `say`, also for a text that the endpoint does not take.
+        """
+        return self._each(self._scores, texts, lambda amount: None)
+
+    def _each(
+        self,
+        ask: Callable[[openai.OpenAI, _One, dict[str, Any]], _Found],
+        asked: Sequence[_One],
+        advance: Callable[[float], None],
+    ) -> list[_Found]:
         try:
             import openai
         except ImportError:
@@ -81,7 +98,7 @@ class Endpoint:
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
             replies = []
-            for reply in pool.map(lambda one: self._reply(client, one, headers), asked):
+            for reply in pool.map(lambda one: ask(client, one, headers), asked):
                 replies.append(reply)
                 advance(1)
         return replies
@@ -106,10 +123,7 @@ class Endpoint:
             said = " ".join(error.response.text.split())
             if error.status_code in (400, 413, 422) and _ONE_TEXT.search(said):
                 return ""
-            said = said.replace(self.api_key, "***") if self.api_key else said
-            raise InputError(
-                f"{where} answers {error.status_code} to {self.model!r}: {said[:_SAID] or error.response.reason_phrase}"
-            ) from None
+            raise self._refused(where, error) from None
         except openai.APIConnectionError as error:
             raise NotFoundError(
                 f"{where} does not answer ({error.__cause__ or error}); check --endpoint, or leave it out"
@@ -123,3 +137,31 @@ class Endpoint:
         if not isinstance(text, str | None):
             raise no_reply
         return (text or "").strip()
+
+    def _scores(self, client: openai.OpenAI, text: str, headers: dict[str, Any]) -> dict[str, float]:
+        """Of one text, or the error in a sentence."""
+        import openai
+
+        where = f"{self.url.rstrip('/')}/moderations"
+        no_scores = InputError(f"{where} answers without category_scores in its results; is it OpenAI-compatible?")
+        try:
+            raw = client.moderations.with_raw_response.create(model=self.model, input=text, extra_headers=headers)
+            made = raw.http_response.json()["results"][0]["category_scores"]
+            # not by the client's own type, which has OpenAI's categories only
+            found = {str(name): float(score) for name, score in made.items() if score is not None}
+        except openai.APIStatusError as error:
+            raise self._refused(where, error) from None
+        except openai.APIConnectionError as error:
+            raise NotFoundError(f"{where} does not answer ({error.__cause__ or error}); check the address") from None
+        except (openai.OpenAIError, ValueError, AttributeError, LookupError, TypeError):
+            raise no_scores from None
+        if not found:
+            raise no_scores
+        return found
+
+    def _refused(self, where: str, error: openai.APIStatusError) -> InputError:
+        said = " ".join(error.response.text.split())
+        said = said.replace(self.api_key, "***") if self.api_key else said
+        return InputError(
+            f"{where} answers {error.status_code} to {self.model!r}: {said[:_SAID] or error.response.reason_phrase}"
+        )

@@ -70,14 +70,33 @@ def test_mixed_batches(world: World, asks: list[Ask], expected: list[list[int]],
     same(ran.batches[1], expected[::-1], asks[::-1])  # now partly from the prefix cache, in other rows
 
 
+def test_gates_on_probes_open_for_some_rows_of_a_batch(world: World) -> None:
+    """By name, and one inline; twice, so that blocks of the prefix cache would be there."""
+    names = [name for name in sorted(world.offered.specs) if name.startswith("probed")]
+    inline = json.dumps(to_json(replace(world.find("probed"), edits=world.find("mixed").edits)))
+    wanted = [*names, inline, "unsteered"]
+    some = prompts(24, seed=7)
+    asks = [Ask(ids, one, 16) for ids in some for one in wanted]
+    expected = world.expected(asks)
+    plain = world.expected([Ask(ids, None, 16) for ids in some for _ in wanted])
+    for place, one in enumerate(wanted[:-1]):
+        moved = [a != b for a, b in zip(expected[place :: len(wanted)], plain[place :: len(wanted)], strict=True)]
+        assert 3 < sum(moved) < 24 - 1, one
+    for env, engine in ({}, {"max_num_batched_tokens": 33}), ({"DEMUR_STATIC": "1"}, {}):
+        ran = run(world, [asks, asks[::-1]], env, **engine)
+        same(ran.batches[0], expected, asks)
+        same(ran.batches[1], expected[::-1], asks[::-1])
+        assert not any(one.cached for one, ask in zip(ran.batches[1], asks[::-1], strict=True) if ask.spec in names)
+
+
 def test_alone(world: World, asks: list[Ask], expected: list[list[int]]) -> None:
     ran = run(world, [[ask] for ask in asks])
     same([batch[0] for batch in ran.batches], expected, asks)
 
 
 def test_preemption(world: World) -> None:
-    names = ["gated", "gated-prompt", "gated-written", "clamp", "generation", "unsteered"]
-    asks = [Ask(ids, names[i % 6], 90) for i, ids in enumerate(prompts(24, seed=4))]
+    names = ["gated", "gated-prompt", "gated-written", "probed-monitor", "clamp", "generation", "unsteered"]
+    asks = [Ask(ids, names[i % 7], 90) for i, ids in enumerate(prompts(24, seed=4))]
     ran = run(world, [asks], num_gpu_blocks_override=40, enable_prefix_caching=True)
     assert ran.preemptions > 0
     same(ran.batches[0], world.expected(asks), asks)

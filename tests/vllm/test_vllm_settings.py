@@ -16,7 +16,8 @@ import demur.vllm.worker
 from demur.errors import InputError, MismatchError
 from demur.record import to_json, write_json
 from demur.sae.store import LoadedSae, SaeConfig, SaeModel
-from demur.spec import Edit, LatentGate, NamedGate, Positions, SteeringSpec
+from demur.spec import Edit, LatentGate, NamedGate, Positions, ProbeGate, SteeringSpec, TextGate
+from demur.steering.probe import Probe
 from demur.steering.spec_book import SpecBook
 from demur.testing import tiny_sae
 from demur.vllm.accept import check_named, check_spec
@@ -91,6 +92,8 @@ def test_a_folder_or_default_that_cannot_be_used(tmp_path: Path) -> None:
         (replace(SPEC, positions=Positions("user")), "positions are 'user'"),
         (replace(SPEC, gate=LatentGate(PLACE, "sae", 1, 1.0, positions=Positions("template"))), "gate's positions are"),
         (replace(SPEC, gate=NamedGate(PLACE, "mine")), "a function of the caller's"),
+        (replace(SPEC, gate=TextGate("some/classifier")), "asks some/classifier about the conversation's text"),
+        (replace(SPEC, positions=Positions("generation", half_life=3.0)), "positions have a half_life"),
         (replace(SPEC, gate=LatentGate("layers.1", "sae", 1, 1.0)), "which comes after the edit"),
         (replace(SPEC, exact=False), "needs the SAE's reference statistics"),
         (SteeringSpec((Edit(PLACE, "sae", (96,), 3.0),)), "latent 96 does not exist"),
@@ -106,6 +109,38 @@ def test_specs_that_cannot_be_carried_out(spec: SteeringSpec, said: str) -> None
     with pytest.raises(InputError, match="the spec 'mine' does not fit: "):
         check_named(KNOWN._replace(book=SpecBook({"mine": spec})), found)
     check_spec(SPEC, found)
+
+
+READS = {
+    "token": Probe(torch.ones(32), 0.0, PLACE),
+    "turn": Probe(torch.ones(32), 0.0, PLACE, "turn"),
+    "latents": Probe(torch.ones(2), 0.0, PLACE, "token", "sae", (1, 2)),
+    "narrow": Probe(torch.ones(5), 0.0, PLACE),
+    "above": Probe(torch.ones(32), 0.0, "layers.1.resid_post"),
+}
+
+
+@pytest.mark.parametrize(
+    ("probe", "more", "said"),
+    [
+        ("turn", {}, "reads the mean over a turn"),
+        ("latents", {}, "reads 2 SAE latents"),
+        ("narrow", {}, "has 5 weights, but the model's residual is 32 wide"),
+        ("above", {}, "which comes after the edit"),
+        ("token", {"strength": "probability"}, "inside vLLM a gate is open or shut"),
+        ("token", {"monitor": 0.9, "positions": Positions("all")}, "a monitor and positions 'all'"),
+        ("token", {"positions": Positions("user")}, "gate's positions are 'user'"),
+    ],
+)
+def test_gates_on_probes_that_cannot_be_carried_out(probe: str, more: dict[str, Any], said: str) -> None:
+    known = KNOWN._replace(directions=tuple(READS.values()))
+    found = Outline(32, 2, CPU).artefacts(known)
+    one = READS[probe]
+    with pytest.raises((InputError, MismatchError), match=said):
+        check_spec(replace(SPEC, gate=ProbeGate(one.hookpoint, one.hash, 0.5, **more)), found)
+    check_spec(replace(SPEC, gate=ProbeGate(PLACE, READS["token"].hash, 0.5, monitor=0.9)), found)
+    with pytest.raises(MismatchError, match="wants the probe other"):
+        check_spec(replace(SPEC, gate=ProbeGate(PLACE, "other", 0.5)), found)
 
 
 def test_an_sae_of_another_width_and_blocks_that_are_not_there(tmp_path: Path) -> None:

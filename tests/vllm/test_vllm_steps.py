@@ -21,8 +21,9 @@ from demur.sae.pursuit import MatchingPursuitSae
 from demur.sae.store import LoadedSae, SaeConfig, SaeModel
 from demur.sae.thresholded import BatchTopKSae, GatedSae, JumpReluSae, ReluSae
 from demur.sae.topk import TopKSae
-from demur.spec import DirectionEdit, Edit, LatentGate, Positions, SteeringSpec
+from demur.spec import DirectionEdit, Edit, LatentGate, Positions, ProbeGate, SteeringSpec
 from demur.steering.direction import Direction
+from demur.steering.probe import Probe
 from demur.steering.rows import Rows
 from demur.steering.spec_book import SpecBook
 from demur.steering.steer import edits_of
@@ -66,6 +67,10 @@ def random_sae(kind: str, normalize: str = "none", seed: int = 0) -> LoadedSae:
 
 
 DIRECTIONS = tuple(Direction(torch.randn(D, generator=torch.Generator().manual_seed(i)), LOW, "", 1.3) for i in (8, 9))
+PROBES = tuple(
+    Probe(torch.randn(D, generator=torch.Generator().manual_seed(i)) / 2, bias, place)
+    for i, bias, place in ((4, -0.6, LOW), (5, 0.3, HIGH))
+)
 
 
 class Made:
@@ -74,7 +79,7 @@ class Made:
     def __init__(
         self, named: dict[str, SteeringSpec], saes: Sequence[LoadedSae], static: bool, tokens: int = 64
     ) -> None:
-        self.known = Known(SpecBook(named), tuple(saes), DIRECTIONS)
+        self.known = Known(SpecBook(named), tuple(saes), (*DIRECTIONS, *PROBES))
         outline = Outline(D, 2, CPU)
         self.found = outline.artefacts(self.known)
         plan = make_plan(self.known, SETTINGS, outline)
@@ -227,6 +232,47 @@ def test_positions_and_gates_in_any_order_of_chunks(seed: int, static: bool) -> 
     asked = dict(zip(made.table.labels, made.requests.gated.tolist(), strict=True))
     assert all(label[name] <= asked[name] for name in label)
     assert 0 < sum(label.values()) < sum(asked.values())
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["short cuts", "static"])
+@pytest.mark.parametrize("seed", range(4))
+def test_gates_on_probes_in_any_order_of_chunks(seed: int, static: bool) -> None:
+    """Named and inline, beside a gate on a latent, with monitors, at the edit's block and below it."""
+    sae, (low, high) = random_sae("topk"), PROBES
+    edits = (Edit(LOW, sae.hash, (1,), 3.0), DirectionEdit(HIGH, DIRECTIONS[0].hash, 2.0))
+    gates: list[LatentGate | ProbeGate] = [
+        ProbeGate(LOW, low.hash, 0.5),
+        ProbeGate(LOW, low.hash, 0.8, Positions("all")),
+        ProbeGate(LOW, low.hash, 0.9, monitor=0.6),
+        ProbeGate(LOW, low.hash, 1.0, monitor=0.0),  # opens with the first token that is written
+        ProbeGate(LOW, low.hash, 0.7, Positions("prompt", every=2), monitor=0.8),
+        ProbeGate(HIGH, high.hash, 0.6),
+        ProbeGate(HIGH, high.hash, 0.95, monitor=0.9),
+        LatentGate(LOW, sae.hash, 5, 0.8),
+    ]
+    looks = [Positions(), Positions("generation"), Positions("generation", first=4), Positions("prompt")]
+    specs = [
+        SteeringSpec(edits[1:] if gate.hookpoint == HIGH else edits, look, gate, skip_first=i % 2 == 0)
+        for i, gate in enumerate(gates)
+        for look in looks
+    ]
+    made = Made({f"s{i}": one for i, one in enumerate(specs[::2])}, [sae], static, tokens=64)
+    random.Random(seed).shuffle(specs)
+    assert agree(made, [*specs, SteeringSpec(), *specs], seed) > 100
+    opened, asked = made.buffers.opened.numpy(), made.requests.gated
+    assert (opened <= asked).all()
+    assert 0.1 * asked.sum() < opened.sum() < 0.9 * asked.sum()
+
+
+def test_a_probe_has_room_for_inline_specs_at_its_own_block() -> None:
+    known = Known(SpecBook({}), (random_sae("topk"),), PROBES[1:])
+    plan = make_plan(known, SETTINGS._replace(blocks=()), Outline(D, 2, CPU))
+    assert plan.blocks == [0, 1]
+    gate = ProbeGate(HIGH, PROBES[1].hash, 0.5)
+    Ledger(plan).claim(SteeringSpec((DirectionEdit(HIGH, "d", 1.0),), gate=gate))
+    without = make_plan(known._replace(directions=()), SETTINGS._replace(blocks=()), Outline(D, 2, CPU))
+    with pytest.raises(InputError, match=r"needs directions and probes at layers\.1\.resid_post"):
+        Ledger(without).claim(SteeringSpec((Edit(LOW, known.saes[0].hash, (1,), 3.0),), gate=gate))
 
 
 def test_counts_of_tokens() -> None:

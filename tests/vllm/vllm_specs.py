@@ -20,8 +20,9 @@ from demur.record import to_json, write_json
 from demur.sae.base import Reference
 from demur.sae.store import LoadedSae, SaeConfig, SaeModel, load_sae, save_sae
 from demur.sae.thresholded import JumpReluSae
-from demur.spec import DirectionEdit, Edit, LatentGate, Positions, SteeringSpec
+from demur.spec import DirectionEdit, Edit, LatentGate, Positions, ProbeGate, SteeringSpec
 from demur.steering.direction import Direction, save_direction
+from demur.steering.probe import Probe, save_probe
 from demur.steering.spec_book import Offered, SpecBook, read_offered
 from demur.steering.steer import steer
 from demur.testing import tiny_model, tiny_sae
@@ -73,7 +74,9 @@ def make_world(root: Path, model_type: str = "llama") -> World:
     directions = [Direction(vector, LOW, "random", sigma=1.5) for vector in vectors]
     for i, direction in enumerate(directions):
         save_direction(specs / f"direction-{i}.safetensors", direction)
-    for name, spec in make_specs(lm, top, jump, directions).items():
+    probe = make_probe(lm)
+    save_probe(specs / "probe.safetensors", probe)
+    for name, spec in {**make_specs(lm, top, jump, directions), **probed_specs(top, jump, probe)}.items():
         write_json(specs / f"{name}.json", to_json(spec))
     return World(root, lm, read_offered([specs]))
 
@@ -176,6 +179,29 @@ def make_specs(
     found["gated-above"] = replace(found["jump"], gate=replace(gate, positions=Positions("prompt", every=2)))
     found["gated-answer"] = replace(found["generation"], gate=replace(gate, positions=Positions("prompt")))
     return found
+
+
+def make_probe(lm: LanguageModel) -> Probe:
+    """Says yes at the end of half of the prompts."""
+    ends = torch.stack([residuals(lm, ids, LOW)[-1] for ids in prompts(32)])
+    weight = torch.randn(WIDTH, generator=torch.Generator().manual_seed(6))
+    logits = ends @ weight
+    weight, logits = weight / logits.std(), logits / logits.std()
+    return Probe(weight, -float(logits.median()), LOW)
+
+
+def probed_specs(top: LoadedSae, jump: LoadedSae, probe: Probe) -> dict[str, SteeringSpec]:
+    """Gates on a probe: at the end of the prompt, in all of it, while the answer is written, below the edit."""
+    edit = Edit(LOW, top.hash, (7,), 10.0)
+    gate = ProbeGate(LOW, probe.hash, 0.5)
+    everywhere = replace(gate, threshold=0.8, positions=Positions())
+    return {
+        "probed": SteeringSpec((edit,), gate=gate),
+        "probed-answer": SteeringSpec((edit,), Positions("generation"), gate),
+        "probed-all": SteeringSpec((edit,), gate=everywhere),
+        "probed-monitor": SteeringSpec((edit,), gate=replace(gate, threshold=0.9, monitor=0.9)),
+        "probed-above": SteeringSpec((Edit(HIGH, jump.hash, (3, 4), 6.0),), gate=gate),
+    }
 
 
 def same(said: Sequence[Said], expected: Sequence[Sequence[int]], asks: Sequence[Ask]) -> None:

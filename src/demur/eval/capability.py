@@ -6,18 +6,22 @@ tokens), as lm-eval does for PIQA and ARC. It is a smoke detector for damage, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from demur.eval.measurements import Measurements
+from demur.lm.attach import prompt_lengths
 from demur.lm.batches import batches, pad
 from demur.lm.chat import text_ids
 from demur.lm.load import LanguageModel
 from demur.lm.score import log_probs_from, read_padded
 from demur.sae.base import Sae
+from demur.sae.store import LoadedSae
 from demur.spec import SteeringSpec
 from demur.steering.steer import steer
+from demur.steering.vectors import Vector
 from demur.types import Hookpoint, Measurement, Question
 
 
@@ -26,12 +30,16 @@ def capability(
     hookpoint: Hookpoint,
     questions: Sequence[Question],
     specs: Sequence[SteeringSpec],
-    saes: dict[str, Sae],
+    saes: Mapping[str, Sae] | Sequence[LoadedSae],
     measurements: Measurements,
     batch_size: int = 32,
     advance: Callable[[float], None] = lambda amount: None,
+    directions: Sequence[Vector] = (),
 ) -> None:
-    """Measure 1 (right) or 0 (wrong) for every question under every spec; all edits are at `hookpoint` or above."""
+    """Measure 1 (right) or 0 (wrong) for every question under every spec.
+
+    All edits and gates are at `hookpoint` or above. The question is the prompt and a choice counts as written.
+    """
     contexts = [text_ids(lm, f"Question: {q.question}\nAnswer:", special=True) for q in questions]
     choices = [[text_ids(lm, f" {choice}") for choice in q.choices] for q in questions]
     for chosen in batches([len(context) for context in contexts], batch_size):
@@ -39,12 +47,14 @@ def capability(
         waiting = [spec for spec in specs if not measurements.has("capability", spec.hash, ids)]
         if waiting:
             # choices of one token share their question's row; longer ones have a row of their own
-            rows = list(dict.fromkeys(_row(contexts[i], choice) for i in chosen for choice in choices[i]))
+            lengths = {_row(contexts[i], choice): len(contexts[i]) for i in chosen for choice in choices[i]}
+            rows = list(lengths)
             padded = pad(lm, rows, side="left")
             last = max(len(choice) for i in chosen for choice in choices[i])
+            ends = torch.tensor(list(lengths.values()), device=lm.device)
             reading = read_padded(lm, hookpoint, padded)
             for spec in waiting:
-                with steer(lm.model, spec, saes):
+                with steer(lm, spec, saes, directions=directions), prompt_lengths(lm.model, ends):
                     log_probs = log_probs_from(lm, hookpoint, padded, reading, last)
                 right = []
                 for i in chosen:

@@ -12,9 +12,10 @@ from demur.lm.load import LanguageModel
 from demur.record import append_jsonl, read_jsonl
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae
-from demur.spec import SteeringSpec
-from demur.steering.direction import Direction
+from demur.spec import SteeringSpec, TextGate
 from demur.steering.steer import steer
+from demur.steering.vectors import Vector
+from demur.text_gates import decide
 from demur.types import Completion, Prompt
 
 
@@ -53,20 +54,23 @@ class Completions:
         max_new_tokens: int,
         batch_size: int,
         advance: Callable[[float], None] = lambda amount: None,
-        directions: Sequence[Direction] = (),
+        directions: Sequence[Vector] = (),
     ) -> list[Completion]:
         """Complete all `prompts` under `spec`, or each under its own.
 
-        `saes` and `directions`: what the specs name by hash. A spec's system prompt stands in place of `system`.
+        `saes` and `directions`: what the specs name by hash. A spec's system prompt stands in place of `system`. A text
+        gate is decided for each prompt, and the completion counts as one of the gated spec. Raises as `decide`.
         """
         specs = [spec] * len(prompts) if isinstance(spec, SteeringSpec) else list(spec)
-        rows = [
-            chat_ids(lm, with_system(prompt, one.system or system)) for prompt, one in zip(prompts, specs, strict=True)
-        ]
+        talks = [with_system(prompt, one.system or system) for prompt, one in zip(prompts, specs, strict=True)]
+        rows = [chat_ids(lm, talk) for talk in talks]
+        mixed = not isinstance(spec, SteeringSpec) or isinstance(spec.gate, TextGate)
         keys = [(one.hash, prompt.id) for one, prompt in zip(specs, prompts, strict=True)]
         for batch in batches([len(row) for row in rows], batch_size):
             if any(keys[i] not in self._rows for i in batch):
-                each = spec if isinstance(spec, SteeringSpec) else [specs[i] for i in batch]
+                each: SteeringSpec | list[SteeringSpec] = specs[batch[0]]
+                if mixed:
+                    each = decide([specs[i] for i in batch], [talks[i] for i in batch], lm.device)
                 with steer(lm, each, saes, directions=directions):
                     answers = generate(lm, [rows[i] for i in batch], max_new_tokens)
                 made = [

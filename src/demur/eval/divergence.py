@@ -18,8 +18,8 @@ from demur.lm.score import log_probs_from, read_padded
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae
 from demur.spec import SteeringSpec
-from demur.steering.direction import Direction
 from demur.steering.steer import steer
+from demur.steering.vectors import Vector
 from demur.types import Hookpoint, Measurement
 
 
@@ -32,13 +32,15 @@ def divergence(
     measurements: Measurements,
     batch_size: int = 8,
     advance: Callable[[float], None] = lambda amount: None,
-    directions: Sequence[Direction] = (),
+    directions: Sequence[Vector] = (),
     asked: Mapping[str, Sequence[Row]] | None = None,
+    decided: Mapping[str, Sequence[SteeringSpec]] | None = None,
 ) -> None:
     """Measure KL in nats, of the first token and per token, for every item (id, prompt token ids, unsteered answer
     token ids) and spec; all edits and gates are at `hookpoint` or above.
 
-    `asked`: by system prompt, the items' prompt token ids under a spec that brings that system prompt.
+    `asked`: by system prompt, the items' prompt token ids under a spec that brings that system prompt. `decided`: by a
+    spec's hash, what a text gate of it makes of the spec for each item.
     """
     prompts: dict[str, Sequence[Row]] = {**(asked or {}), "": [prompt for _, prompt, _ in items]}
     lengths = [len(prompt) + len(answer) for _, prompt, answer in items]
@@ -57,7 +59,8 @@ def divergence(
             system = spec.system if spec.system in prompts else ""
             other = read(system) if system else own
             ends = torch.tensor([len(prompts[system][i]) for i in chosen], device=lm.device)
-            with steer(lm, spec, saes, directions=directions), prompt_lengths(lm.model, ends):
+            each = _each(spec, chosen, decided)
+            with steer(lm, each, saes, directions=directions), prompt_lengths(lm.model, ends):
                 steered = log_probs_from(lm, hookpoint, *other, last) if spec.edits or system else base
             kl = torch.nn.functional.kl_div(steered, base, reduction="none", log_target=True).sum(-1).cpu().double()
             tails = [kl[row, last - len(answer) :] for row, answer in enumerate(answers)]
@@ -77,11 +80,13 @@ def perplexity(
     measurements: Measurements,
     batch_size: int = 8,
     advance: Callable[[float], None] = lambda amount: None,
-    directions: Sequence[Direction] = (),
+    directions: Sequence[Vector] = (),
+    decided: Mapping[str, Sequence[SteeringSpec]] | None = None,
 ) -> None:
     """Measure the negative log-likelihood, in nats per token but the first, of every text (id, token ids) and spec.
 
-    All of a text counts as prompt: a spec that steers only what the model writes changes nothing here.
+    All of a text counts as prompt: a spec that steers only what the model writes changes nothing here. `decided` as for
+    `divergence`.
     """
     lengths = [len(row) for _, row in texts]
     for chosen, waiting in _unmeasured("nll", [i for i, _ in texts], lengths, specs, measurements, batch_size, advance):
@@ -89,7 +94,7 @@ def perplexity(
         last = padded.ids.shape[1]
         reading = read_padded(lm, hookpoint, padded)
         for spec in waiting:
-            with steer(lm, spec, saes, directions=directions):
+            with steer(lm, _each(spec, chosen, decided), saes, directions=directions):
                 log_probs = log_probs_from(lm, hookpoint, padded, reading, last)
             found = []
             for place, (item, row) in enumerate(texts[i] for i in chosen):
@@ -97,6 +102,14 @@ def perplexity(
                 said = log_probs[place, last - len(wanted) :].gather(-1, wanted[:, None])
                 found.append(Measurement("nll", item, spec.hash, -float(said.double().mean())))
             measurements.add(found)
+
+
+def _each(
+    spec: SteeringSpec, chosen: Sequence[int], decided: Mapping[str, Sequence[SteeringSpec]] | None
+) -> SteeringSpec | list[SteeringSpec]:
+    """The spec of each row, or the one of all."""
+    found = (decided or {}).get(spec.hash)
+    return spec if found is None else [found[i] for i in chosen]
 
 
 def _unmeasured(

@@ -21,7 +21,7 @@ from demur.lm.load import LanguageModel
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae
 from demur.spec import SteeringSpec
-from demur.steering.direction import Direction
+from demur.steering.vectors import Vector
 from demur.types import TaskSample
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def run_tasks(
     data_dir: Path | None = None,
     limit: int = 0,
     batch_size: int = 16,
-    directions: Sequence[Direction] = (),
+    directions: Sequence[Vector] = (),
     chat: bool = False,
 ) -> list[TaskSample]:
     """Run lm-eval's `tasks`, names or what `load_tasks` gives, under `spec`, or under each of several, which is cheaper
@@ -95,7 +95,7 @@ def steered_lm(
     spec: SteeringSpec,
     saes: Mapping[str, Sae] | Sequence[LoadedSae] = (),
     batch_size: int = 16,
-    directions: Sequence[Direction] = (),
+    directions: Sequence[Vector] = (),
     max_length: int | None = None,
 ) -> SteeredLM:
     """`lm` under `spec` as a model for `lm_eval.simple_evaluate`; do not give that a `use_cache`.

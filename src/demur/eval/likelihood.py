@@ -31,9 +31,9 @@ from demur.lm.record import Reading, resume
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae
 from demur.spec import SteeringSpec
-from demur.steering.direction import Direction
 from demur.steering.edits_at import lowest_hookpoint
 from demur.steering.steer import steer
+from demur.steering.vectors import Vector
 from demur.types import Hookpoint
 
 _BATCHES = 16
@@ -67,7 +67,7 @@ def log_likelihoods(
     saes: Mapping[str, Sae] | Sequence[LoadedSae] = (),
     batch_size: int = 16,
     advance: Callable[[float], None] = lambda amount: None,
-    directions: Sequence[Direction] = (),
+    directions: Sequence[Vector] = (),
 ) -> list[list[Score]]:
     """For each of `specs` the score of every request, in their order. At most `batch_size` rows are run at once.
 

@@ -102,6 +102,25 @@ def bootstrap_ratio(
     return Interval(float(value), float(low), float(high))
 
 
+def bootstrap_paired_ratio(
+    above: Sequence[float], below: Sequence[float], seed: int = 0, resamples: int = _RESAMPLES
+) -> Interval:
+    """Mean of `above` per mean of `below`, both of the same prompts, which are resampled together. NaN for none.
+
+    Raises `InputError` when they are not of equally many prompts.
+    """
+    _same_length(above, below, "values above and below")
+    if not above:
+        return _UNKNOWN
+    pairs = np.asarray([above, below], dtype=np.float64)
+    draw = np.random.default_rng(seed)
+    means = np.concatenate([pairs[:, rows].mean(axis=2) for rows in _resamples(len(above), resamples, draw)], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = np.quantile(means[0] / means[1], [0.025, 0.975])
+        value = pairs[0].mean() / pairs[1].mean()
+    return Interval(float(value), float(low), float(high))
+
+
 class ClusterMean(NamedTuple):
     """A mean of observations that come in clusters."""
 

@@ -20,8 +20,8 @@ from demur.lm.load import LanguageModel
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae
 from demur.spec import SteeringSpec
-from demur.steering.direction import Direction
 from demur.steering.steer import steer
+from demur.steering.vectors import Vector
 
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
@@ -47,7 +47,7 @@ class Together:
         specs: Sequence[SteeringSpec],
         saes: Mapping[str, Sae] | Sequence[LoadedSae],
         batch_size: int,
-        directions: Sequence[Direction] = (),
+        directions: Sequence[Vector] = (),
     ) -> None:
         self.lm, self.specs, self.saes, self.directions = lm, list(specs), saes, directions
         self.batch_size = batch_size

@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from demur import progress
 from demur.errors import DemurError, InputError, NotFoundError
 from demur.lm.chat import chat_ids, text_ids, with_system
 from demur.lm.sampling import Sampling
@@ -26,8 +28,9 @@ from demur.serve.errors import error_body, error_response
 from demur.serve.guard import App, Guard
 from demur.serve.metrics import Metrics
 from demur.serve.wording import Words, chat_logprobs, text_logprobs
-from demur.spec import SteeringSpec
+from demur.spec import SteeringSpec, TextGate
 from demur.steering.spec_book import SpecBook
+from demur.text_gates import decide, opened
 from demur.types import Message, Prompt, stable_hash
 from demur.verbs.serve_config import Serve
 
@@ -40,11 +43,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         408: "The body did not arrive in time.",
         413: "The body is too large.",
         429: "Too many answers wait.",
-        503: "The engine has stopped.",
+        503: "The engine has stopped, or the classifier of the spec's gate does not answer.",
         500: "The answer was broken off.",
         504: "The answer took too long.",
     }.items()
 }
+_DECIDING = 8
+"""Requests whose text gate is decided at the same time."""
 _STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 
@@ -56,6 +61,10 @@ class Asked(NamedTuple):
     spec: SteeringSpec
     prompts: list[list[int]]
     """Token ids."""
+    talks: list[tuple[Message, ...]]
+    """Each prompt's conversation, as a text gate reads it."""
+    decided: list[SteeringSpec]
+    """What steers each prompt: the spec, or what its text gate has made of it."""
     sampling: Sampling
     stops: list[str]
     n: int
@@ -72,6 +81,9 @@ class Server:
     def __init__(self, engine: Engine, book: SpecBook, config: Serve, name: str) -> None:
         self.engine, self.book, self.config, self.name = engine, book, config, name
         self.created = int(time.time())
+        self.deciding = ThreadPoolExecutor(_DECIDING, "demur-gate")
+        """Where text gates are decided."""
+        self._undecided = 0
 
     def models(self) -> list[p.Model]:
         """The model under its own name, which means the default spec, and each spec."""
@@ -91,12 +103,19 @@ class Server:
                 raise NotFoundError(f"there is no model {of_model[:80]!r}; there are {known}") from None
             raise
         if self.book.label(spec) == "inline":
-            self.engine.check(spec)
+            self._check_classifier(spec)
+            self.engine.check(opened(spec))
         n = request.n or 1
         chat = isinstance(request, p.ChatRequest)
         if not chat and spec.system:
             raise InputError("the spec has a system prompt, for which there is no place in plain text; ask as a chat")
-        prompts = [self._chat(request, spec)] if chat else self._texts(request)  # type: ignore[arg-type]
+        if isinstance(request, p.ChatRequest):
+            talks = [self._turns(request, spec)]
+            prompts = [chat_ids(self.engine.lm, talks[0])]
+        else:
+            prompts = self._texts(request)
+            said = [str(self.engine.lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in prompts]
+            talks = [(Message("user", text),) for text in said]
         if len(prompts) * n > self.config.most_answers:
             raise InputError(
                 f"{len(prompts) * n} answers are asked for, but one request may have at most "
@@ -107,6 +126,8 @@ class Server:
             request.model,
             spec,
             prompts,
+            talks,
+            [spec] * len(prompts),
             Sampling(
                 max_new_tokens=self._room(max(map(len, prompts)), request.most_tokens),
                 temperature=1.0 if request.temperature is None else request.temperature,
@@ -124,11 +145,46 @@ class Server:
             bool(request.stream_options and request.stream_options.include_usage),
         )
 
-    def _chat(self, request: p.ChatRequest, spec: SteeringSpec) -> list[int]:
+    def _check_classifier(self, spec: SteeringSpec) -> None:
+        """Raise `InputError` for a text gate that would have the server load or ask what its operator has not named."""
+        gates = [one.gate for one in (*self.book.specs.values(), spec) if isinstance(one.gate, TextGate)]
+        named = [(gate.classifier, gate.label) for gate in gates]
+        if isinstance(spec.gate, TextGate) and named[-1] not in named[:-1]:
+            asks = f"{spec.gate.classifier[:80]!r} for {spec.gate.label[:80]!r}"
+            raise InputError(
+                f"the spec's gate asks {asks}, but a request may name only classifiers, with their labels, of "
+                "the specs that this server offers; name one of those specs"
+            )
+
+    async def decided(self, asked: Asked) -> Asked:
+        """What a text gate makes of it, in threads of its own, so that a slow classifier holds up nobody else.
+
+        Raises `Broken` where that cannot be told, for then nothing is answered, and `Busy` where too many wait for it.
+        """
+        if self._undecided >= _DECIDING + self.config.waiting:
+            raise Busy
+        self._undecided += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.deciding, self._decide, asked)
+        finally:
+            self._undecided -= 1
+
+    def _decide(self, asked: Asked) -> Asked:
+        try:
+            return asked._replace(decided=decide([asked.spec] * len(asked.talks), asked.talks, self.engine.lm.device))
+        except Exception as error:  # whatever it is, an answer that is not steered is none
+            why = str(error) if isinstance(error, DemurError) else f"{type(error).__name__}: {error}"
+            progress.say(f"a text gate could not be decided: {why}")
+            raise Broken(
+                "the classifier of the spec's gate did not answer, so neither does the model; try again later, or tell "
+                "the server's operator"
+            ) from error
+
+    def _turns(self, request: p.ChatRequest, spec: SteeringSpec) -> tuple[Message, ...]:
         turns = tuple(Message("system" if m.role == "developer" else m.role, m.text) for m in request.messages)
         if self.book.locked and spec.system and turns[0].role == "system":
             turns = (Message("system", f"{spec.system}\n\n{turns[0].content}"), *turns[1:])
-        return chat_ids(self.engine.lm, with_system(Prompt("request", turns, "benign", "request"), spec.system))
+        return with_system(Prompt("request", turns, "benign", "request"), spec.system)
 
     def _texts(self, request: p.CompletionRequest) -> list[list[int]]:
         given: list[Any] = request.prompt if isinstance(request.prompt, list) else [request.prompt]
@@ -170,11 +226,12 @@ class Server:
         label = self.book.label(asked.spec)
         deadline = time.monotonic() + self.config.timeout
         found = []
-        for prompt in asked.prompts:
+        gated = isinstance(asked.spec.gate, TextGate)
+        for prompt, spec in zip(asked.prompts, asked.decided, strict=True):
             for number in range(asked.n):
                 seed = asked.sampling.seed
                 sampling = replace(asked.sampling, seed=None if seed is None else seed + number)
-                found.append(Job(prompt, sampling, asked.spec, label, asked.stops, deadline))
+                found.append(Job(prompt, sampling, spec, label, asked.stops, deadline, gated=gated))
         self.engine.submit(found)
         return found
 
@@ -199,6 +256,7 @@ def make_app(server: Server, metrics: Metrics) -> App:
             yield
         finally:
             await asyncio.to_thread(server.engine.stop)
+            server.deciding.shutdown(wait=False, cancel_futures=True)
 
     # no pages of documentation: they load scripts from elsewhere
     app = FastAPI(title="demur", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -282,6 +340,8 @@ def make_app(server: Server, metrics: Metrics) -> App:
 
 async def _answer(server: Server, request: p.ChatRequest | p.CompletionRequest, raw: Request) -> Any:
     asked = await asyncio.to_thread(server.understood, request)
+    if isinstance(asked.spec.gate, TextGate):
+        asked = await server.decided(asked)
     jobs = server.jobs(asked)
     if request.stream:
         events = _events(server, asked, jobs)

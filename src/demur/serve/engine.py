@@ -21,8 +21,8 @@ from demur.lm.text_stream import TextStream
 from demur.sae.store import LoadedSae
 from demur.serve.metrics import Metrics
 from demur.spec import SteeringSpec
-from demur.steering.direction import Direction
 from demur.steering.slots import Slots, Tokens, steer_slots
+from demur.steering.vectors import Vector
 
 Finish = Literal["stop", "length"]
 _PREFILL = 4096
@@ -68,6 +68,8 @@ class Job:
     text: TextStream | None = None
     arrived: float = field(default_factory=time.monotonic)
     written: int = 0
+    gated: bool = False
+    """A text gate has decided what `spec` is."""
 
     @property
     def most(self) -> int:
@@ -82,7 +84,7 @@ class Engine:
         self,
         lm: LanguageModel,
         saes: Sequence[LoadedSae],
-        directions: Sequence[Direction],
+        directions: Sequence[Vector],
         slots: int,
         waiting: int,
         room: int,
@@ -295,7 +297,8 @@ class Engine:
         """Free the slots of answers that have left the batch, and tell who waits if they did so by an error."""
         for job in jobs:
             if happened := self._vacate(steering, job):
-                self._metrics.answer(job.label, job.written, happened.steered, bool(job.spec.gate), error is None)
+                gated = job.gated or job.spec.gate is not None
+                self._metrics.answer(job.label, job.written, happened.steered, gated, error is None)
             if error is not None and not job.cancelled:
                 self._hand([(job, error)])
 

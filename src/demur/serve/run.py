@@ -56,8 +56,10 @@ def prepare(config: Serve) -> tuple[Server, App]:
     from demur.serve.engine import Engine
     from demur.serve.metrics import Metrics
     from demur.steering.direction import load_direction
+    from demur.steering.probe import load_probe
     from demur.steering.spec_book import SpecBook, read_offered
     from demur.steering.steer import steer
+    from demur.text_gates import check, opened
     from demur.verbs.sides import clamps
 
     offered = read_offered(config.spec)
@@ -67,7 +69,7 @@ def prepare(config: Serve) -> tuple[Server, App]:
         for one in clamps(config.latent, config.value, saes[0]):
             offered.specs[one.label.replace(" ", "-")] = one.spec
     book = SpecBook(offered.specs, config.default, config.lock)
-    directions = [*offered.directions, *map(load_direction, config.direction)]
+    directions = [*offered.directions, *map(load_direction, config.direction), *map(load_probe, config.probe)]
     progress.say(f"loading {config.model}")
     lm = load(config.model, config.dtype, config.device, config.revision)
     name = config.name or lm.name
@@ -77,12 +79,14 @@ def prepare(config: Serve) -> tuple[Server, App]:
         check_fits(sae, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
     for label, spec in book.specs.items():
         try:
-            with steer(lm, spec, saes, directions=directions):
+            with steer(lm, opened(spec), saes, directions=directions):
                 pass
+            check([spec], lm.device)
         except DemurError as error:
             raise InputError(f"the spec {label!r} does not fit: {error}") from error
     metrics = Metrics()
-    engine = Engine(lm, saes, directions, config.slots, config.waiting, config.room, list(book.specs.values()), metrics)
+    keep = [opened(spec) for spec in book.specs.values()]
+    engine = Engine(lm, saes, directions, config.slots, config.waiting, config.room, keep, metrics)
     server = Server(engine, book, config, name)
     return server, make_app(server, metrics)
 

@@ -13,6 +13,7 @@ from demur.lm.chat import chat_ids, with_system
 from demur.lm.generate import generate
 from demur.lm.load import LanguageModel
 from demur.steering.steer import steer
+from demur.text_gates import decide
 from demur.types import Message, Prompt
 from demur.verbs.attack_config import AttackConfig
 from demur.verbs.sides import Sides, load_model, read_sides
@@ -75,10 +76,11 @@ def _local(lm: LanguageModel, sides: Sides, what: AttackConfig) -> Target:
         for spec, messages in asked:
             prompt = Prompt("", messages, "harmful", "attack")
             rows.append(chat_ids(lm, with_system(prompt, specs[spec].system or what.system)))
+        each = decide([specs[spec] for spec, _ in asked], [messages for _, messages in asked], lm.device)
         fit = [i for i, row in enumerate(rows) if lm.context is None or len(row) + what.max_new_tokens <= lm.context]
         found: list[Reply | None] = [None] * len(rows)
         if fit:
-            with steer(lm, [specs[asked[i][0]] for i in fit], sides.saes, directions=sides.directions):
+            with steer(lm, [each[i] for i in fit], sides.saes, directions=sides.directions):
                 answers = generate(lm, [rows[i] for i in fit], what.max_new_tokens)
             for i, answer in zip(fit, answers, strict=True):
                 found[i] = Reply(answer.text, len(answer.ids), answer.stop == "eos")

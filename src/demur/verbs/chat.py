@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from demur.errors import InputError
+from demur.errors import DemurError, InputError
 from demur.lm.attach import Edit as Hook
 from demur.lm.attach import Step, attach_all
 from demur.sae.base import Reader, Sae
@@ -115,7 +115,7 @@ class _Talk:
         try:
             with attach_all(lm.model, hooks):  # before the spec's own edits, so that it reads what they change
                 reply = answer(self._loaded, self.spec, conversation(system, turns), sampling, stream)
-        except InputError as error:
+        except DemurError as error:  # also a text gate's classifier that does not answer
             _note(str(error))
             return
         except KeyboardInterrupt:

@@ -320,6 +320,8 @@ class Steered:
     """SAE folders that the spec names by hash; the embedded SAE is known. With --latent: the SAE."""
     direction: tuple[Path, ...] = ()
     """Direction files that the spec names by hash."""
+    probe: tuple[Path, ...] = ()
+    """Probe files of gates, as `demur gate train` writes them."""
     system: str = ""
     """System prompt; empty takes the spec's, or the chat template's own."""
 

@@ -26,7 +26,8 @@ from demur.lm.chat import text_ids
 from demur.record import append_jsonl, read_jsonl, to_json, write_json, write_jsonl
 from demur.results import Damage, Evaluation, Side, SuiteRates, TaskScore
 from demur.spec import SteeringSpec
-from demur.types import UNSTEERED, Completion, Estimate, Run, TaskSample, Verdict
+from demur.text_gates import decide_each
+from demur.types import UNSTEERED, Completion, Estimate, Message, Run, TaskSample, Verdict
 from demur.verbs.compare import compare
 from demur.verbs.eval_config import Compare, Eval
 from demur.verbs.evaluating import Evaluating, begin
@@ -166,19 +167,24 @@ def _damage(going: Evaluating) -> tuple[Damage, ...]:
         return ()
     lm, specs = going.lm, going.specs
     said = going.completions.of(UNSTEERED, going.plain)
-    kept = [(prompt, text_ids(lm, one.text)) for prompt, one in zip(going.plain, said, strict=True) if one.text]
+    answered = [(prompt, text_ids(lm, one.text)) for prompt, one in zip(going.plain, said, strict=True)]
+    kept = [(prompt, answer) for prompt, answer in answered if answer]
     prompts = [prompt for prompt, _ in kept]
     items = [
         (prompt.id, row, answer)
         for (prompt, answer), row in zip(kept, going.rows(prompts, SteeringSpec()), strict=True)
-        if answer
     ]
     asked: dict[str, Sequence[Row]] = {spec.system: going.rows(prompts, spec) for spec in specs if spec.system}
     texts = going.texts
+    common = (going.saes, going.measured, 8)
     with progress.track("KL", len(items) * len(specs), "texts") as advance:
-        divergence(lm, going.hookpoint, items, specs, going.saes, going.measured, 8, advance, going.directions, asked)
+        gates = decide_each(specs, [prompt.messages for prompt in prompts], lm.device)
+        divergence(lm, going.hookpoint, items, specs, *common, advance, going.directions, asked, gates)
     with progress.track("perplexity", len(texts) * len(specs), "texts") as advance:
-        perplexity(lm, going.hookpoint, texts, specs, going.saes, going.measured, 8, advance, going.directions)
+        # a text gate reads each text as if a user had sent it
+        talks = [[Message("user", str(lm.tokenizer.decode(list(row), skip_special_tokens=True)))] for _, row in texts]
+        gates = decide_each(specs, talks, lm.device)
+        perplexity(lm, going.hookpoint, texts, specs, *common, advance, going.directions, gates)
     ids, pieces = [item[0] for item in items], [text[0] for text in texts]
     found = []
     for spec in specs:

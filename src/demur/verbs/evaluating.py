@@ -23,9 +23,9 @@ from demur.lm.chat import chat_ids, text_ids, with_system
 from demur.lm.load import LanguageModel
 from demur.record import provenance, to_json
 from demur.sae.store import LoadedSae
-from demur.spec import SteeringSpec
-from demur.steering.direction import Direction
+from demur.spec import SteeringSpec, TextGate
 from demur.steering.edits_at import lowest_hookpoint
+from demur.steering.vectors import Vector
 from demur.types import (
     Completion,
     Hookpoint,
@@ -65,7 +65,7 @@ class Evaluating:
     lm: LanguageModel
     named: list[Named]
     saes: list[LoadedSae]
-    directions: list[Direction]
+    directions: list[Vector]
     prompts: list[Prompt]
     """Reported on."""
     plain: list[Prompt]
@@ -124,6 +124,11 @@ def begin(config: Eval, specs: Sequence[Named] | None) -> tuple[Evaluating, Run]
     limits |= {task.group: task.limit for task in tasks if task.limit}
     if tasks and not what.chat and (asks := [one.label for one in named if one.spec.system]):
         raise InputError(f"{asks[0]} has a system prompt, for which tasks need the chat template; give --chat")
+    if tasks and (asks := [one.label for one in named if isinstance(one.spec.gate, TextGate)]):
+        raise InputError(
+            f"{asks[0]} has a gate that reads what a user says, but the questions of tasks are texts to be continued, "
+            "with examples in them; leave the tasks out, or the gate"
+        )
     lm = load_model(what, sides)
     loaded = load_tasks([task.name for task in tasks], what.data_dir) if tasks else {}
     texts = _texts(lm, what) if what.damage else []

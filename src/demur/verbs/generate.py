@@ -18,6 +18,7 @@ from demur.lm.text_stream import TextStream
 from demur.progress import say
 from demur.spec import SteeringSpec
 from demur.steering.steer import Steering, steer
+from demur.text_gates import check, decide, opened
 from demur.types import Message
 from demur.verbs.config import Generate, Sampling
 from demur.verbs.steered import Loaded, load_steered
@@ -123,6 +124,8 @@ def generate(config: Generate) -> list[Reply]:
                 write("\n" if stream.text else "")
                 raise
             write("\n")
+            if spec.edits and not replies[-1].applied:
+                say("  the gate stayed shut, so nothing was steered")
             for edit in replies[-1].applied:
                 say(
                     f"  {edit.name} at {edit.hookpoint}: {edit.steered} tokens steered, {edit.changed} changed "
@@ -132,8 +135,9 @@ def generate(config: Generate) -> list[Reply]:
 
 
 def try_out(loaded: Loaded) -> None:
-    """Raise what `steer` and `chat_ids` have to say about this model and spec, before anything is answered."""
-    with steer(loaded.lm, loaded.spec, loaded.saes, directions=loaded.directions):
+    """Raise what `steer`, `chat_ids` and a text gate have to say about this model and spec, before any answer."""
+    check([loaded.spec], loaded.lm.device)
+    with steer(loaded.lm, opened(loaded.spec), loaded.saes, directions=loaded.directions):
         chat_ids(loaded.lm, conversation(loaded.system, [Message("user", "Hello")]))
 
 
@@ -160,9 +164,10 @@ def answer(
         # no top-k, which transformers would otherwise do at 50
         drawn = {"do_sample": True, "temperature": float(sampling.temperature), "top_p": float(sampling.top_p)}
         drawn |= {"top_k": 0, "min_p": None, "typical_p": 1.0}
+    decided = decide([spec], [messages], lm.device)[0]
     with (
         torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))),
-        steer(lm, spec, loaded.saes, directions=loaded.directions) as steering,
+        steer(lm, decided, loaded.saes, directions=loaded.directions) as steering,
     ):
         torch.manual_seed(sampling.seed)
         whole = model.generate(

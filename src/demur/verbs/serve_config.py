@@ -32,6 +32,8 @@ class Serve:
     """SAE folders that specs name by hash; the embedded SAE is known. With --latent: the SAE."""
     direction: tuple[Path, ...] = ()
     """Direction files that specs name by hash."""
+    probe: tuple[Path, ...] = ()
+    """Probe files of gates, as `demur gate train` writes them."""
     default: str = ""
     """Name of the spec for requests that name none; empty leaves them unsteered."""
     lock: bool = False

@@ -10,9 +10,12 @@ from demur.errors import InputError
 from demur.lm.load import LanguageModel, load
 from demur.sae.store import LoadedSae, check_fits, load_sae
 from demur.spec import Edit, SteeringSpec
-from demur.steering.direction import Direction, load_direction
+from demur.steering.direction import load_direction
+from demur.steering.probe import load_probe
 from demur.steering.spec_file import read_spec
 from demur.steering.steer import steer
+from demur.steering.vectors import Vector
+from demur.text_gates import check, opened
 from demur.types import UNSTEERED
 from demur.verbs.sides_config import SidesConfig
 
@@ -33,11 +36,11 @@ class Sides(NamedTuple):
     named: list[Named]
     """The unsteered model first."""
     saes: list[LoadedSae]
-    directions: list[Direction]
+    directions: list[Vector]
 
 
 def read_sides(config: SidesConfig, specs: Sequence[Named] | None = None) -> Sides:
-    """Specs, SAEs and directions; `specs` in place of the spec files and clamps that `config` names.
+    """Specs, SAEs, directions and probes; `specs` in place of the spec files and clamps that `config` names.
 
     Raises `InputError` for a spec that is given twice or a latent that is not there, else as `read_spec`, `load_sae`
     and `load_direction` do.
@@ -54,18 +57,20 @@ def read_sides(config: SidesConfig, specs: Sequence[Named] | None = None) -> Sid
     for number, one in enumerate(named):
         if one.spec.hash in [other.spec.hash for other in named[:number]]:
             raise InputError(f"{one.label} is given twice, or changes nothing; give each spec once")
-    return Sides(named, saes, [load_direction(path) for path in config.direction])
+    directions = [load_direction(path) for path in config.direction]
+    return Sides(named, saes, [*directions, *(load_probe(path) for path in config.probe)])
 
 
 def load_model(config: SidesConfig, sides: Sides) -> LanguageModel:
-    """The model, under which every spec was tried. Raises as `load`, `check_fits` and `steer` do."""
+    """The model, under which every spec was tried. Raises as `load`, `check_fits`, `steer` and `check` do."""
     progress.say(f"loading {config.model}")
     lm = load(config.model, config.dtype, config.device, config.revision)
     for sae in sides.saes:
         check_fits(sae, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
     for one in sides.named:
-        with steer(lm, one.spec, sides.saes, directions=sides.directions):
+        with steer(lm, opened(one.spec), sides.saes, directions=sides.directions):
             pass
+    check([one.spec for one in sides.named], lm.device)
     return lm
 
 

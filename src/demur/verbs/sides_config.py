@@ -29,6 +29,8 @@ class SidesConfig:
     """SAE folders that specs name by hash; the embedded SAE is known. With --latent: the SAE."""
     direction: tuple[Path, ...] = ()
     """Direction files that specs name by hash."""
+    probe: tuple[Path, ...] = ()
+    """Probe files of gates, as `demur gate train` writes them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value", tuple(float(value) for value in self.value))

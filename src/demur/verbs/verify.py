@@ -16,7 +16,7 @@ from demur.errors import InputError
 from demur.lm.attach import Step, attach, prompt_lengths
 from demur.lm.batches import pad
 from demur.lm.chat import chat_ids, with_system
-from demur.spec import Edit, SteeringSpec
+from demur.spec import Edit, ProbeGate, SteeringSpec, TextGate
 from demur.steering.artefacts import Artefacts
 from demur.steering.oracle import expected
 from demur.steering.steer import steer
@@ -60,6 +60,11 @@ def verify(config: Verify) -> Verified:
             raise InputError(f"two specs were given, {config.file} and {steered.spec}; give one")
         steered = replace(steered, spec=config.file)
     loaded = load_steered(steered, need_spec=True)
+    if isinstance(loaded.spec.gate, TextGate):
+        raise InputError(
+            f"the spec's gate asks {loaded.spec.gate.classifier} about the conversation's text before the model runs, "
+            "so there is nothing of it to be verified here; verify the spec without its gate"
+        )
     checks = _Checks(loaded)
     found = []
     with progress.track("checks", len(checks.all), "checks") as advance:
@@ -93,7 +98,7 @@ class _Checks:
             self._lm, self._spec if spec is None else spec, self._loaded.saes, directions=self._loaded.directions
         )
 
-    def _pass(self, side: str) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
+    def _pass(self, side: str, spec: SteeringSpec | None = None) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
         """Residuals before and after each hookpoint of the spec over one padded batch, and its mask."""
         seen: dict[str, list[Tensor]] = {}
         batch = pad(self._lm, self._rows, side=side)
@@ -112,7 +117,7 @@ class _Checks:
             stack.enter_context(prompt_lengths(self._lm.model, halves))
             for place in places:
                 stack.enter_context(attach(self._lm.model, parse_hookpoint(place), look(place)))
-            stack.enter_context(self._steer())
+            stack.enter_context(self._steer(spec))
             for place in places:
                 stack.enter_context(attach(self._lm.model, parse_hookpoint(place), look(place)))
             self._lm.model(input_ids=batch.ids, attention_mask=batch.mask)
@@ -128,7 +133,11 @@ class _Checks:
             if isinstance(edit, Edit)
         }
         worst, unclear, tokens = 0.0, 0, 0
-        for name, (before, after) in self._pass("left")[0].items():
+        whole = self._spec  # what moves by a share of its way is checked going all of it
+        if isinstance(whole.gate, ProbeGate):
+            whole = replace(whole, gate=replace(whole.gate, strength="full"))
+        whole = replace(whole, positions=replace(whole.positions, half_life=0))
+        for name, (before, after) in self._pass("left", whole)[0].items():
             changed = (before != after).any(-1)
             x, got = before[changed], after[changed].double()
             wanted = expected(x, self._spec, parse_hookpoint(name), saes, self._loaded.directions)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from demur.errors import DemurError, InputError
-from demur.spec import Edit, NamedGate, Positions, SteeringSpec
+from demur.spec import Edit, NamedGate, Positions, ProbeGate, SteeringSpec, TextGate
 from demur.steering.artefacts import Artefacts
 from demur.steering.positions import OWNERS
+from demur.steering.probe import Probe
 from demur.types import parse_hookpoint
 from demur.vllm.offered import Known
 
@@ -35,6 +36,11 @@ def check_spec(spec: SteeringSpec, found: Artefacts) -> None:
                 sae.reader(edit.latents, exact=False)  # raises without a stored threshold
         else:
             found.direction(edit.direction).length(edit.unit)
+    if isinstance(spec.gate, TextGate):
+        raise InputError(
+            f"the spec's gate asks {spec.gate.classifier} about the conversation's text, which demur does not see "
+            "inside vLLM; use a gate on a latent or a probe, or demur's own server"
+        )
     if isinstance(spec.gate, NamedGate):
         raise InputError(
             f"the spec has the gate {spec.gate.name!r}, a function of the caller's, which no server has; use a gate on "
@@ -42,10 +48,42 @@ def check_spec(spec: SteeringSpec, found: Artefacts) -> None:
         )
     if spec.gate is not None:
         _check_positions("the gate's positions", spec.gate.positions)
-        found.gate(spec.gate, spec)
+        if isinstance(spec.gate, ProbeGate):
+            _check_probe(spec.gate, found.probe(spec.gate))
+            found.probability(spec.gate, spec)
+        else:
+            found.gate(spec.gate, spec)
+
+
+def _check_probe(gate: ProbeGate, probe: Probe) -> None:
+    """What is read here is one product with the residual, compared with a number."""
+    if probe.sae:
+        raise InputError(
+            f"the gate's probe {gate.probe} reads {len(probe.latents)} SAE latents, which vLLM does not follow; train "
+            "one on the residual, gate on a latent, or use demur's own server"
+        )
+    if probe.pool != "token":
+        raise InputError(
+            f"the gate's probe {gate.probe} reads the mean over a turn, and turns are not followed inside vLLM; train "
+            "one that reads the last token, or use demur's own server"
+        )
+    if gate.strength != "full":
+        raise InputError(
+            "the gate has strength 'probability', but inside vLLM a gate is open or shut; use full, or demur's own "
+            "server"
+        )
+    if gate.monitor < 1 and gate.positions.where not in ("prompt", "last_prompt_token"):
+        raise InputError(
+            f"the gate has a monitor and positions {gate.positions.where!r}, but inside vLLM a token is held against "
+            "one threshold; use positions prompt or last_prompt_token, or leave the monitor out"
+        )
 
 
 def _check_positions(what: str, positions: Positions) -> None:
+    if positions.half_life:
+        raise InputError(
+            f"{what} have a half_life, which vLLM does not follow; use first in its place, or demur's own server"
+        )
     if positions.where in OWNERS:
         raise InputError(
             f"{what} are {positions.where!r}, which need the chat template's marks, and those are not followed inside "

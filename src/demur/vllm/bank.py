@@ -30,9 +30,10 @@ class Bank:
         self._op = torch.full((specs, columns), NO_OP, dtype=torch.int8, device=device)
         self._value = torch.zeros(specs, columns, device=device)
         self._reads = torch.zeros(specs, columns, dtype=torch.bool, device=device)
-        self._looks = torch.zeros(specs, columns, dtype=torch.bool, device=device)
-        self._gate = torch.zeros(specs, dtype=torch.long, device=device)
-        self._threshold = torch.full((specs,), math.inf, device=device)
+        # the gate of a spec, and `specs` rows further down its monitor
+        self._looks = torch.zeros(2 * specs, columns, dtype=torch.bool, device=device)
+        self._gate = torch.zeros(2 * specs, dtype=torch.long, device=device)
+        self._threshold = torch.full((2 * specs,), math.inf, device=device)
         self._columns: dict[Slot, int] = {}
         self._static = static
         self._width = columns if static else 0
@@ -54,8 +55,9 @@ class Bank:
         if not self._static:
             self._width = len(self._columns)
 
-    def put(self, spec: int, changes: Sequence[Change], gate: tuple[Slot, float] | None) -> None:
-        """What the spec with the number `spec` does here. `gate`: the slot that its gate reads, and the threshold."""
+    def put(self, spec: int, changes: Sequence[Change], gate: tuple[Slot, tuple[float, float]] | None) -> None:
+        """What the spec with the number `spec` does here. `gate`: the slot that its gate reads, and the thresholds of
+        the gate and of its monitor."""
         width = len(self.rows)
         op, value = torch.full((width,), NO_OP, dtype=torch.int8), torch.zeros(width)
         for one in changes:
@@ -68,14 +70,17 @@ class Bank:
             looks[self._columns[gate[0]]] = True
         self._op[spec], self._value[spec] = op.to(self._op.device), value.to(self._value.device)
         self._reads[spec] = ((op != NO_OP) & (op != OPS.index("add"))).to(self._reads.device)
-        self._looks[spec] = looks.to(self._looks.device)
-        self._gate[spec] = self._columns[gate[0]] if gate is not None else 0
-        self._threshold[spec] = gate[1] if gate is not None else math.inf
+        specs = len(self._op)
+        for number, row in enumerate((spec, specs + spec)):
+            self._looks[row] = looks.to(self._looks.device)
+            self._gate[row] = self._columns[gate[0]] if gate is not None else 0
+            self._threshold[row] = gate[1][number] if gate is not None else math.inf
 
     def read(self, x: Tensor, spec: Tensor, look: Tensor) -> tuple[Tensor, Tensor | None]:
         """Activations [n, columns in use] of residuals `x` [n, d_model], and the scale of what is added.
 
-        `spec` [n]: the spec that edits each token, 0 for none. `look` [n]: the spec whose gate looks at it.
+        `spec` [n]: the spec that edits each token, 0 for none. `look` [n]: the spec whose gate looks at it, or
+        that plus the number of specs for its monitor.
         """
         x, scale = self.source.prepare(x)
         width = self._width

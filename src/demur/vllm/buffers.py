@@ -14,8 +14,9 @@ class Buffers:
     """For `tokens` tokens a step, `rows` requests, and counts under `labels` labels.
 
     `spec` [tokens]: number of the spec that edits the token, 0 for none. `who` [tokens]: number of its request's spec.
-    `look` [tokens]: number of the spec whose gate looks at it, else 0. `row` [tokens]: its request's row; `rows` itself
-    for padding. `first` [tokens]: index of its request's first token in this step.
+    `look` [tokens]: number of the spec whose gate looks at it, plus `Table.monitor` where its monitor does, else 0.
+    `row` [tokens]: its request's row; `rows` itself for padding. `first` [tokens]: index of its request's first token
+    in this step.
     """
 
     def __init__(self, tokens: int, rows: int, labels: int, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What a spec needs room for: the latents and directions that it edits or reads, by block and SAE."""
+"""What a spec needs room for: the latents, directions and probes that it edits or reads, by block and SAE."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from demur.errors import InputError
 from demur.sae.store import LoadedSae
-from demur.spec import Edit, LatentGate, SteeringSpec
+from demur.spec import Edit, LatentGate, ProbeGate, SteeringSpec
+from demur.steering.probe import Probe
 from demur.types import parse_hookpoint
 from demur.vllm.offered import Known
 from demur.vllm.outline import Outline
@@ -20,16 +21,17 @@ class Through(NamedTuple):
 
     block: int
     sae: str
-    """Hash of the SAE; empty for raw directions."""
+    """Hash of the SAE; empty for raw directions and probes."""
     exact: bool
 
     def __str__(self) -> str:
-        what = f"SAE {self.sae}" if self.sae else "directions"
+        what = f"SAE {self.sae}" if self.sae else "directions and probes"
         return f"{what} at layers.{self.block}.resid_post{'' if self.exact else ' with exact = false'}"
 
 
 Slot = int | tuple[str, str]
-"""A latent, or the hash of a direction and the op along it."""
+"""A latent, the hash of a direction and the op along it, or the hash of a probe and `PROBE`."""
+PROBE = "probe"
 
 
 def needs(spec: SteeringSpec) -> dict[Through, list[Slot]]:
@@ -41,14 +43,20 @@ def needs(spec: SteeringSpec) -> dict[Through, list[Slot]]:
             found.setdefault(Through(block, edit.sae, spec.exact), {}).update(dict.fromkeys(edit.latents))
         else:
             found.setdefault(Through(block, "", True), {})[(edit.direction, edit.op)] = None
-    if spec.edits and isinstance(spec.gate, LatentGate):
-        found.setdefault(gate_through(spec, spec.gate), {})[spec.gate.latent] = None
+    if spec.edits and isinstance(spec.gate, LatentGate | ProbeGate):
+        found.setdefault(gate_through(spec, spec.gate), {})[gate_slot(spec.gate)] = None
     return {through: list(slots) for through, slots in found.items()}
 
 
-def gate_through(spec: SteeringSpec, gate: LatentGate) -> Through:
+def gate_through(spec: SteeringSpec, gate: LatentGate | ProbeGate) -> Through:
     """What the gate reads through."""
-    return Through(parse_hookpoint(gate.hookpoint).block, gate.sae, spec.exact)
+    block = parse_hookpoint(gate.hookpoint).block
+    return Through(block, gate.sae, spec.exact) if isinstance(gate, LatentGate) else Through(block, "", True)
+
+
+def gate_slot(gate: LatentGate | ProbeGate) -> Slot:
+    """The slot that the gate reads."""
+    return gate.latent if isinstance(gate, LatentGate) else (gate.probe, PROBE)
 
 
 class Plan(NamedTuple):
@@ -66,8 +74,8 @@ class Plan(NamedTuple):
 
 
 def make_plan(known: Known, settings: Settings, outline: Outline) -> Plan:
-    """Room for the named specs, and, where inline specs are allowed, for those: through each SAE at the block that it
-    was trained on, and everything at `settings.blocks`.
+    """Room for the named specs, and, where inline specs are allowed, for those: through each SAE and probe at the block
+    that it was trained on, and everything at `settings.blocks`.
 
     Raises `InputError` for a block that the model has not, and where nothing could be steered.
     """
@@ -87,7 +95,9 @@ def make_plan(known: Known, settings: Settings, outline: Outline) -> Plan:
                 for block in sorted(block for block in blocks if block < outline.n_blocks):
                     slots.setdefault(Through(block, loaded.hash, True), {})
         if known.directions:
-            for block in sorted({*settings.blocks, *(through.block for through in slots)}):
+            probes = {parse_hookpoint(one.hookpoint).block for one in known.directions if isinstance(one, Probe)}
+            read = {block for block in probes if block < outline.n_blocks}
+            for block in sorted({*settings.blocks, *read, *(through.block for through in slots)}):
                 slots.setdefault(Through(block, "", True), {})
     if not slots and not known.book.specs:
         raise InputError(

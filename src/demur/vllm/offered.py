@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from demur.errors import DemurError, InputError
 from demur.sae.store import LoadedSae, embedded_saes
-from demur.steering.direction import Direction
 from demur.steering.spec_book import Offered, SpecBook, read_offered
+from demur.steering.vectors import Vector
 from demur.vllm.settings import Settings
 
 
@@ -18,7 +18,7 @@ class Known(NamedTuple):
     book: SpecBook
     saes: tuple[LoadedSae, ...]
     """In the folders, and those that ship with demur."""
-    directions: tuple[Direction, ...]
+    directions: tuple[Vector, ...]
 
 
 @cache

@@ -7,7 +7,7 @@ import json
 from functools import lru_cache
 
 from demur.record import to_json
-from demur.spec import Positions, SteeringSpec
+from demur.spec import Positions, SteeringSpec, TextGate
 from demur.steering.spec_file import parse_spec
 
 FIELD = "demur_spec"
@@ -33,7 +33,9 @@ def cache_salt(spec: SteeringSpec, prompt: int, given: str | None) -> str:
     `prompt`: tokens of the prompt. Where positions depend on its end, so do the KV blocks: what an answer was in one
     turn is prompt in the next. `given`: the client's own salt.
     """
-    looks = [spec.positions, spec.gate.positions] if spec.gate is not None else [spec.positions]
+    looks = [spec.positions]
+    if spec.gate is not None and not isinstance(spec.gate, TextGate):
+        looks.append(spec.gate.positions)
     end = str(prompt) if any(map(_depends_on_end, looks)) else ""
     return hashlib.sha256("\0".join((given or "", spec.hash, end)).encode()).hexdigest()
 

@@ -63,6 +63,8 @@ class Requests:
         prompt = np.repeat(prompts, scheduled)
         spec = self._where(self._table.edits_kind[who], at, prompt, who)
         look = self._where(self._table.looks_kind[who], at, prompt, who)
+        watched = self._table.monitors[who] & (at >= prompt)
+        look[watched] = who[watched] + self._table.monitor
         self._buffers.fill(spec, who, look, row, first)
         self._mark(spec, look, who)
         plain = spec[(spec > 0) & (self._table.looks_kind[spec] < 0)]

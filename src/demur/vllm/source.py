@@ -1,4 +1,5 @@
-"""How a bank reads its slots: latents of an SAE or raw directions, a fixed number of them, filled in as needed."""
+"""How a bank reads its slots: latents of an SAE, or raw directions and probes, a fixed number of them, filled in as
+needed."""
 
 from __future__ import annotations
 
@@ -15,10 +16,12 @@ from demur.sae.base import Normalize, Reader, Sae
 from demur.sae.groupmax import GroupMaxSae
 from demur.sae.thresholded import GatedSae, JumpReluSae
 from demur.sae.topk import TopKSae
-from demur.spec import DirectionEdit, Edit, Op, SteeringSpec
+from demur.spec import DirectionEdit, Edit, LatentGate, Op, ProbeGate, SteeringSpec
 from demur.steering.direction import Direction
+from demur.steering.probe import Probe
+from demur.steering.vectors import Vector
 from demur.types import parse_hookpoint
-from demur.vllm.needs import Slot, Through
+from demur.vllm.needs import PROBE, Slot, Through
 
 _CHUNK = 1 << 24
 """Pre-activations held at once."""
@@ -49,6 +52,10 @@ class Source(Protocol):
 
     def changes(self, spec: SteeringSpec, through: Through) -> list[Change]:
         """The edits of `spec` here."""
+
+    def thresholds(self, gate: LatentGate | ProbeGate) -> tuple[float, float]:
+        """Above which activation of its slot a gate that reads here opens: where it looks, and, by its monitor, at
+        tokens that the model wrote (infinity: not there)."""
 
 
 class SaeSource:
@@ -114,22 +121,32 @@ class SaeSource:
             )
         ]
 
-    def threshold(self, latent: int, value: float, unit: str) -> float:
-        """A gate's threshold in latent units."""
-        return float(self._sae.in_units([latent], value, unit)[0])
+    def thresholds(self, gate: LatentGate | ProbeGate) -> tuple[float, float]:
+        """As `Source`, in latent units."""
+        assert isinstance(gate, LatentGate)
+        return float(self._sae.in_units([gate.latent], gate.threshold, gate.unit)[0]), math.inf
 
 
 class DirectionSource:
-    """Raw directions. `add` is an addition to the coefficient along one, `project_out` the ablation of it."""
+    """Raw directions and probes.
 
-    def __init__(self, directions: Sequence[Direction], columns: int, d_model: int, device: torch.device) -> None:
-        self._directions = {direction.hash: direction for direction in directions}
+    `add` is an addition to the coefficient along a direction, `project_out` the ablation of it. A probe is only read:
+    its row holds the weights, so that its activation is the logit without the bias.
+    """
+
+    def __init__(self, vectors: Sequence[Vector], columns: int, d_model: int, device: torch.device) -> None:
+        self._directions = {one.hash: one for one in vectors if isinstance(one, Direction)}
+        self._probes = {one.hash: one for one in vectors if isinstance(one, Probe)}
         self._rows = torch.zeros(columns, d_model, device=device)
 
     def install(self, column: int, slot: Slot) -> Tensor:
         """As `Source`."""
         assert isinstance(slot, tuple)
-        self._rows[column] = nn.functional.normalize(self._directions[slot[0]].vector.float(), dim=0)
+        name, what = slot
+        if what == PROBE:
+            self._rows[column] = self._probes[name].weight
+        else:
+            self._rows[column] = nn.functional.normalize(self._directions[name].vector.float(), dim=0)
         return self._rows[column]
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -151,6 +168,19 @@ class DirectionSource:
                 added = edit.op == "add"
                 found[slot] = Change(slot, "add", before + size) if added else Change(slot, "ablate", 0.0)
         return list(found.values())
+
+    def thresholds(self, gate: LatentGate | ProbeGate) -> tuple[float, float]:
+        """As `Source`: the logits of the gate's probabilities, less the probe's bias."""
+        assert isinstance(gate, ProbeGate)
+        bias = self._probes[gate.probe].bias
+        return _logit(gate.threshold) - bias, _logit(gate.monitor) - bias
+
+
+def _logit(probability: float) -> float:
+    """Infinite at 0 and 1, which no probability goes beyond."""
+    if probability in (0, 1):
+        return math.inf if probability else -math.inf
+    return math.log(probability) - math.log1p(-probability)
 
 
 def _through(edit: Edit, spec: SteeringSpec) -> Through:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from demur.spec import LatentGate, Positions, SteeringSpec
+from demur.spec import LatentGate, Positions, ProbeGate, SteeringSpec
 from demur.steering.artefacts import Artefacts
 from demur.types import parse_hookpoint
 from demur.vllm.bank import Bank
 from demur.vllm.buffers import Buffers
-from demur.vllm.needs import Plan, Slot, Through, gate_through, needs
+from demur.vllm.needs import Plan, Through, gate_slot, gate_through, needs
 from demur.vllm.offered import Known
 from demur.vllm.place import Place
 from demur.vllm.source import DirectionSource, SaeSource
@@ -54,14 +54,16 @@ class Table:
         """[specs] index into `kinds` of the tokens that are edited; -1 for none."""
         self.looks_kind = np.full(capacity + 1, -1)
         """[specs] and of those that the gate looks at; -1 without a gate."""
+        self.monitors = np.zeros(capacity + 1, dtype=bool)
+        """[specs] the gate also looks at every token that the model writes, by a threshold of its own."""
         self.label = np.zeros(capacity + 1, dtype=np.int64)
         """[specs] what requests under it count under: an index into `labels`."""
         self.labels = ["unsteered", *known.book.specs, "inline"]
         blocks = plan.blocks
         self.edited_at = {block: np.zeros(capacity + 1, dtype=bool) for block in blocks}
         """[specs] by block: tokens that the spec edits somewhere matter at the block."""
-        self.looked_at = {block: np.zeros(capacity + 1, dtype=bool) for block in blocks}
-        """[specs] by block: the spec's gate reads there."""
+        self.looked_at = {block: np.zeros(2 * (capacity + 1), dtype=bool) for block in blocks}
+        """[2 specs] by block: the spec's gate reads there; then the same of its monitor."""
         self.places: dict[int, Place] = {}
 
     def attach(self, buffers: Buffers, device: torch.device) -> None:
@@ -86,6 +88,11 @@ class Table:
         """One user of the spec has left."""
         self._uses[number] -= 1
 
+    @property
+    def monitor(self) -> int:
+        """What is added to the number of a spec where its gate's monitor looks at a token."""
+        return len(self._specs)
+
     def gated(self, number: int) -> bool:
         """Whether the spec has a gate."""
         return bool(self.looks_kind[number] >= 0)
@@ -106,23 +113,24 @@ class Table:
     def _put(self, number: int, spec: SteeringSpec) -> None:
         wanted = needs(spec)
         gate = spec.gate if spec.edits else None
-        assert gate is None or isinstance(gate, LatentGate)
+        assert gate is None or isinstance(gate, LatentGate | ProbeGate)
         read_by = gate_through(spec, gate) if gate is not None else None
         for through, bank in self._banks.items():
             bank.install(wanted.get(through, ()))
             source = self._sources[through]
-            looked: tuple[Slot, float] | None = None
-            if gate is not None and through == read_by and isinstance(source, SaeSource):
-                looked = (gate.latent, source.threshold(gate.latent, gate.threshold, gate.unit))
+            looked = None
+            if gate is not None and through == read_by:
+                looked = (gate_slot(gate), source.thresholds(gate))
             bank.put(number, source.changes(spec, through) if through in wanted else (), looked)
         self.edits_kind[number] = self._kind(spec.positions, spec.skip_first)
         self.looks_kind[number] = self._kind(gate.positions, spec.skip_first) if gate is not None else -1
+        self.monitors[number] = isinstance(gate, ProbeGate) and gate.monitor < 1
         self.label[number] = self.labels.index(self._known.book.label(spec))
         for block, place in self.places.items():
             here = read_by is not None and read_by.block == block
             place.gate_here[number] = here
             place.gated[number] = gate is not None
-            self.looked_at[block][number] = here
+            self.looked_at[block][[number, number + len(self._specs)]] = here
             # where the gate reads, what it has decided before must be looked up for every token that it guards
             self.edited_at[block][number] = here or any(through.block == block for through in wanted)
         self._specs[number], self._numbers[spec] = spec, number
