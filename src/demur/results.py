@@ -243,3 +243,187 @@ class AttackReport:
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
     report: str = ""
+
+
+WhyKind = Literal[
+    "edit",
+    "reconstructed",
+    "preserving",
+    "reconstruction",
+    "sink",
+    "only",
+    "but",
+    "control",
+    "random",
+    "means",
+    "prompt",
+]
+"""What a spec is set beside to learn where its damage comes from. `reconstructed`: the spec in the reconstruction.
+`preserving`: with the SAE's error kept. `reconstruction`: no edit but that. `sink`: the first token too. `only`, `but`:
+tokens of one type alone, or all others. `control`: other latents. `random`, `means`: a push as long along a random
+direction, or the difference in means. `prompt`: a safety system prompt."""
+
+
+@dataclass(frozen=True)
+class WhySide:
+    """One thing that was done to the model. Estimates are means over prompts."""
+
+    key: str
+    kind: WhyKind
+    label: str
+    spec: str
+    """Spec hash; where tokens of a type alone are steered, of the spec that answers were generated under, if any."""
+    dose: float
+    """Times the spec's values, or the length of the push."""
+    kl: Estimate
+    """KL(unsteered || steered) over the unsteered answers to plain prompts, nats per token."""
+    kl_first: Estimate
+    """The same of the answer's first token."""
+    log_odds: Estimate
+    """Change of the log-odds that the answer to a harmful prompt begins as one of the model's own refusals; NaN where
+    it never refuses by itself."""
+    move: Estimate
+    """Mean length of the residual's move on tokens that it moves, at the lowest hookpoint; NaN where not looked at."""
+    harmful_refused: Rate | None = None
+    """Harmful prompts fully refused / scored; None where no answers were asked for."""
+    plain_refused: Rate | None = None
+    """Plain prompts refused, fully or partly / scored."""
+    degenerate: Rate | None = None
+    """Answers of broken text / scored, both sets."""
+    unscored: int = 0
+
+
+@dataclass(frozen=True)
+class WhyNumber:
+    """One measurement of one side: `kl`, `ratio` and `cosine` by token type or position; `beyond` and `distance` by
+    hookpoint; `harm` and `refusal` by hookpoint; `on`, `off` and `active` by SAE."""
+
+    side: str
+    """Key of the side, or `unsteered`."""
+    measure: str
+    at: str
+    """A token type, a position counted from the answer's first token, a hookpoint, or an SAE."""
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class WhyContrast:
+    """One measurement of two sides on the same prompts."""
+
+    measure: str
+    first: str
+    second: str
+    """Keys of sides; `controls` and `randoms` are the means over those of a kind."""
+    difference: Estimate
+    """First minus second, paired."""
+    ratio: Estimate
+    """Mean of the first over mean of the second, resampled together."""
+    at: str = "answer"
+    """Where it was measured, as of a `WhyNumber`."""
+
+
+@dataclass(frozen=True)
+class WhyProbe:
+    """A linear probe and how well it tells its classes apart on select prompts that it was not fitted to."""
+
+    what: str
+    """`harm`: harmful from plain prompts. `refusal`: prompts that the unsteered model refuses from others."""
+    hookpoint: str
+    auroc: float
+    positives: int
+    negatives: int
+
+
+@dataclass(frozen=True)
+class WhyLatent:
+    """A latent that the edit switches on or off."""
+
+    sae: str
+    latent: int
+    before: float
+    """Share of tokens on which it is active, unsteered."""
+    after: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The outcome of `demur why`; `why.json` in the run folder and what `--json` prints."""
+
+    name: str
+    model: str
+    spec: str
+    """Spec hash."""
+    edits: str
+    """What the spec does, in words."""
+    hookpoint: str
+    """The lowest one that is edited."""
+    plain: int
+    """Plain test prompts behind the estimates; those with an empty answer are left out."""
+    harmful: int
+    """Harmful test prompts."""
+    sides: tuple[WhySide, ...]
+    numbers: tuple[WhyNumber, ...]
+    contrasts: tuple[WhyContrast, ...]
+    probes: tuple[WhyProbe, ...]
+    latents: tuple[WhyLatent, ...]
+    """Those that switch most."""
+    unsteered: WhySide
+    """The model as it is."""
+    seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+    report: str = ""
+
+
+Objective = Literal["harmful", "benign", "kl", "capability"]
+"""What a search may weigh up: harmful prompts refused, benign ones lost, KL, capability."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What one spec of a search did on select prompts; `optimize.json` lists those of the front."""
+
+    number: int
+    """Of the trial; -1 for the unsteered model."""
+    label: str
+    """The spec in words."""
+    spec: str
+    """Spec hash."""
+    harmful_refused: Rate
+    """Harmful prompts fully refused / scored."""
+    benign_refused: Rate
+    """Benign prompts, look-alikes among them, refused, fully or partly / scored."""
+    benign_degenerate: Rate
+    """Benign prompts answered with broken text / scored."""
+    benign_lost: Rate
+    """Both together: a search that counted refusals alone would take broken text for an answer."""
+    degenerate: Rate
+    """Broken text / scored, over all prompts; never a refusal."""
+    unscored: int
+    """Completions that the judge could not score; in no denominator."""
+    kl: Estimate
+    """KL(unsteered || steered) over the unsteered answers to plain prompts, nats per token."""
+    capability: Rate
+    """Multiple-choice questions answered right."""
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """The outcome of `demur optimize`; `optimize.json` in the run folder and what `--json` prints."""
+
+    name: str
+    model: str
+    judge: str
+    objectives: tuple[Objective, ...]
+    unsteered: Tried
+    front: tuple[Tried, ...]
+    """Judged trials that no other, and not the unsteered model, is as good as in every objective and better in one;
+    most harmful prompts refused first."""
+    others: tuple[Tried, ...]
+    """The other judged trials."""
+    pruned: dict[str, int]
+    """Trials that the screen stopped before anything was generated, by rule."""
+    unfinished: int
+    """Trials whose process was killed; they were tried again under other numbers."""
+    seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+    report: str = ""

@@ -36,10 +36,17 @@ from demur.verbs.config import (
     Verify,
 )
 from demur.verbs.eval_config import Compare, Eval, Reproduce, Suites
+from demur.verbs.gate_config import GateTrain
 from demur.verbs.judge_config import JudgeRun, JudgeValidate
+from demur.verbs.optimize_config import Optimize
 from demur.verbs.serve_config import Serve
+from demur.verbs.why_config import Why
 
 ERROR, INTERRUPTED = 1, 130
+_GOES_ON = {
+    *("study", "rank", "select", "optimize", "why", "gate", "eval", "judge", "reproduce", "attack", "suffix", "sae"),
+}
+"""Verbs that go on from where they were interrupted."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     except DemurError as error:
         return _fail(str(error), type(error).__name__, as_json, ERROR)
     except KeyboardInterrupt:
-        goes_on = {"study", "rank", "select", "eval", "judge", "reproduce", "attack", "suffix", "sae"} & set(arguments)
+        goes_on = _GOES_ON & set(arguments)
         rest = "the same command goes on from here" if goes_on and "validate" not in arguments else "nothing was kept"
         return _fail(f"interrupted; {rest}", "Interrupted", as_json, INTERRUPTED)
 
@@ -118,11 +125,14 @@ def _parse_once(arguments: Sequence[str], study_default: Study) -> Any:
     rank = Annotated[Rank, tyro.conf.subcommand("rank")]
     select = Annotated[Select, tyro.conf.subcommand("select")]
     latent = Annotated[Latent, tyro.conf.subcommand("latent")]
+    why = Annotated[Why, tyro.conf.subcommand("why")]
+    optimize = Annotated[Optimize, tyro.conf.subcommand("optimize")]
     evaluate = Annotated[Eval, tyro.conf.subcommand("eval")]
     compare = Annotated[Compare, tyro.conf.subcommand("compare")]
     reproduce = Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     suites = Annotated[Suites, tyro.conf.subcommand("suites")]
     judge = Annotated[Judge, tyro.conf.subcommand("judge")]
+    gate = Annotated[GateTrain, tyro.conf.subcommand("gate")]
     attack = Annotated[Attack, tyro.conf.subcommand("attack")]
     suffix = Annotated[Suffix, tyro.conf.subcommand("suffix")]
     serve = Annotated[Serve, tyro.conf.subcommand("serve")]
@@ -132,11 +142,14 @@ def _parse_once(arguments: Sequence[str], study_default: Study) -> Any:
         | rank
         | select
         | latent
+        | why
+        | optimize
         | evaluate
         | compare
         | reproduce
         | suites
         | judge
+        | gate
         | attack
         | suffix
         | generate
@@ -156,6 +169,8 @@ def _parse_once(arguments: Sequence[str], study_default: Study) -> Any:
 def _spelled_out(arguments: Sequence[str]) -> list[str]:
     """`demur judge FOLDER` is short for `demur judge run FOLDER`: tyro has no default for a subcommand with a place."""
     words = list(arguments)
+    if words[:2] == ["gate", "train"]:
+        del words[1]  # the only thing that is done to a gate; a union of one is none to tyro
     if words[:1] == ["judge"] and words[1:] and words[1] not in ("run", "validate", "-h", "--help"):
         words.insert(1, "run")
     return words
@@ -223,6 +238,21 @@ def _call(verb: Any) -> int:
             from demur.verbs.latent import latent
 
             show.show_cards(latent(verb), verb.json)
+        case Optimize():
+            from demur.cli import show_optimize
+            from demur.verbs import optimize as search
+
+            if verb.name:
+                show_optimize.show_picked(search.pick(verb), verb.json and not verb.report)
+            if verb.report:
+                show_eval.show_evaluation(search.report(verb), verb.json)
+            elif verb.pick is None:
+                show_optimize.show_optimized(search.optimize(verb), verb.json)
+        case Why():
+            from demur.cli.show_why import show_why
+            from demur.verbs.why import why
+
+            show_why(why(verb), verb.json)
         case Eval():
             from demur.verbs.evaluate import evaluate
 
@@ -247,6 +277,11 @@ def _call(verb: Any) -> int:
             from demur.verbs.judge_validate import judge_validate
 
             show_judge.show_validation(judge_validate(verb), verb.json)
+        case GateTrain():
+            from demur.cli.show_gate import show_gate
+            from demur.verbs.gate_train import gate_train
+
+            show_gate(gate_train(verb), verb.json)
         case Attack():
             from demur.cli.show_attack import show_attack
             from demur.verbs.attack import attack

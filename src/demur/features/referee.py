@@ -17,15 +17,17 @@ from torch import Tensor
 
 from demur.errors import InputError
 from demur.features.openings import Openings
+from demur.features.reach import Gates
 from demur.lm.batches import Row
 from demur.lm.load import LanguageModel
 from demur.lm.packed import Pack, Text, log_probs, pack
 from demur.sae.store import LoadedSae
-from demur.spec import Positions, SteeringSpec
+from demur.spec import SteeringSpec
 from demur.steering.artefacts import Artefacts
 from demur.steering.direction import Direction
 from demur.steering.edits_at import edits_at
 from demur.steering.layer import apply
+from demur.steering.vectors import Vector
 from demur.types import Hookpoint, parse_hookpoint
 
 _TOGETHER = 1_024
@@ -46,6 +48,9 @@ class Damage(NamedTuple):
 class Referee:
     """Effects of specs that edit at `hookpoint`, on fixed prompts.
 
+    Positions may be any that do not depend on whose text a token is, a gate one that looks at the last token of the
+    prompt (`demur.features.reach`).
+
     `harmful`: token ids of prompts. `benign`: of prompts with the unsteered model's answers, in whole or in part.
     """
 
@@ -57,10 +62,11 @@ class Referee:
         harmful: Sequence[Row],
         benign: Sequence[tuple[Row, Row]] = (),
         saes: Sequence[LoadedSae] = (),
-        directions: Sequence[Direction] = (),
+        directions: Sequence[Vector] = (),
     ) -> None:
         self.lm, self.hookpoint, self.openings = lm, hookpoint, openings
         self._found = Artefacts(lm.model, saes, directions, {})
+        self._gates = Gates(lm, self._found)
         branches = openings.branches
         self._harmful = _packs(lm, hookpoint, [Text(row, branches) for row in harmful])
         self._benign = _packs(lm, hookpoint, [Text(row, (*branches, answer[:-1])) for row, answer in benign])
@@ -133,8 +139,8 @@ class Referee:
     def edited(self, one: Pack, specs: Sequence[SteeringSpec]) -> Tensor:
         """[specs, width, d_model] the residual of `one` under each spec."""
         for spec in specs:
-            if spec.gate or spec.positions != Positions() or spec.mode != "error_preserving":
-                raise InputError("the referee measures edits of every token, without a gate; leave those out")
+            if spec.mode != "error_preserving":
+                raise InputError(f"the referee does not measure the mode {spec.mode}; use error_preserving")
             for edit in spec.edits:
                 if parse_hookpoint(edit.hookpoint) != self.hookpoint:
                     raise InputError(f"the referee reads {self.hookpoint}, but an edit is at {edit.hookpoint}")
@@ -144,10 +150,14 @@ class Referee:
         x = residual.expand(n, -1, -1).reshape(-1, d_model)
         device = x.device
         which = torch.arange(n, device=device).repeat_interleave(width)
-        skipped = torch.tensor([spec.skip_first for spec in specs], device=device)[which]
-        on = ~(skipped & (one.positions.flatten().repeat(n) == 0)).unsqueeze(-1)
+        on, strength = self._gates.reach(one, specs)
         with torch.no_grad():
-            found = x if not groups else apply(groups, x.to(groups[0].rows.dtype), which, on)
+            if groups:
+                x = x.to(groups[0].rows.dtype)
+                far = None if strength is None else strength.to(x.dtype).reshape(-1, 1)
+                found = apply(groups, x, which, on.reshape(-1, 1), strength=far)
+            else:
+                found = x
         return found.to(residual.dtype).view(n, width, d_model)
 
     def _batches(self, specs: Sequence[SteeringSpec], chosen: Sequence[Pack]) -> Iterator[Sequence[SteeringSpec]]:

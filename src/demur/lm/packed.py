@@ -44,6 +44,8 @@ class Pack(NamedTuple):
     """[1, 1, width, width], added to attention scores: 0 where a token may look, very negative elsewhere."""
     reading: Reading
     """The residual [1, width, d_model] at the hookpoint."""
+    text_of: Tensor
+    """[width] which text each token is of; -1 for what all begin with."""
     columns: Tensor
     """[scored] tokens whose outputs are scored: of each text the last of its prompt, then those of its answers."""
 
@@ -106,7 +108,8 @@ def pack(lm: LanguageModel, hookpoint: Hookpoint, texts: Sequence[Text]) -> Pack
     mask = mask.masked_fill(~sees, torch.finfo(lm.model.dtype).min)[None, None]
     tokens, positions = torch.tensor([ids], device=device), torch.tensor([places], device=device)
     reading = read(lm.model, hookpoint, tokens, mask, positions)
-    return Pack(tuple(texts), hookpoint, tokens, positions, mask, reading, torch.tensor(columns, device=device))
+    scored = torch.tensor(columns, device=device)
+    return Pack(tuple(texts), hookpoint, tokens, positions, mask, reading, of_text, scored)
 
 
 def log_probs(lm: LanguageModel, packed: Pack, residual: Tensor) -> Tensor:
