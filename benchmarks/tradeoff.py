@@ -41,7 +41,7 @@ from demur.lm.record import read
 from demur.record import from_json, read_json, write_json
 from demur.results import AttackReport
 from demur.sae.store import LoadedSae, load_sae
-from demur.spec import DirectionEdit, Edit, Gate, ProbeGate, SteeringSpec
+from demur.spec import DirectionEdit, Edit, Gate, Positions, ProbeGate, SteeringSpec
 from demur.steering.direction import Direction, difference_in_means, load_direction, save_direction
 from demur.steering.spec_file import read_spec, write_spec
 from demur.types import SAFETY_SYSTEM_PROMPT, UNSTEERED, Message, Prompt, TaskSample, parse_hookpoint
@@ -175,20 +175,23 @@ def choose(sides: Sides) -> dict[str, float]:
     folder = sides.folder / "choose"
     suites = ("harmful", "twins-harmful:40", "lookalike:20", "plain:20")
     evaluated(sides, folder, specs, suite=suites, split="select", name="choose", damage=False)
-    run = read_run(folder)
+    runs = [read_run(folder)]
+    more = sides.folder / "choose-more"
+    if (sides.data / "malicious_instruct").exists():  # requests in the imperative, on which nothing is reported
+        evaluated(sides, more, specs, suite=("malicious-instruct:50",), split="all", name="choose", damage=False)
+        runs.append(read_run(more))
     best: dict[str, float] = {}
     rows: dict[str, dict[str, float]] = {}
-    harmful = [p for p in run.prompts if p.intent == "harmful"]
     for method, values in sides.methods().items():
         for gated in (False, True):
             scores = {}
             for value in values:
-                labels = labels_of(run, named(value, method, gated))
-                counted = [labels[p.id] for p in harmful]
+                label = named(value, method, gated)
+                counted = labels_of_intent(runs, label, "harmful")
                 refused = sum(label in FULL for label in counted) / len(counted)
                 broken = counted.count("degenerate") / len(counted)
-                benign = [labels[p.id] for p in run.prompts if p.intent == "benign"]
-                rows[named(value, method, gated)] = {
+                benign = labels_of_intent(runs, label, "benign")
+                rows[label] = {
                     "harmful refused": refused,
                     "broken": broken,
                     "benign refused": sum(label in ANY for label in benign) / len(benign),
@@ -197,6 +200,11 @@ def choose(sides: Sides) -> dict[str, float]:
             best[f"{method}, gated" if gated else method] = max(scores, key=lambda v: (scores[v], -v))
     write_json(sides.folder / "chosen.json", {"values": best, "rows": rows})
     return best
+
+
+def labels_of_intent(runs: Sequence[Saved], label: str, intent: str) -> list[str]:
+    """Verdicts on the prompts of an intent under a side, of all runs."""
+    return [labels_of(run, label)[p.id] for run in runs for p in run.prompts if p.intent == intent]
 
 
 def test_sides(sides: Sides, best: dict[str, float]) -> list[Named]:
@@ -209,6 +217,9 @@ def test_sides(sides: Sides, best: dict[str, float]) -> list[Named]:
     found = [Named(CHOSEN, replace(at("clamp", True), gate=gates[CHOSEN]))]
     found.append(Named("clamp", at("clamp", False)))
     found += [Named(f"clamp at {v:g}", sides.clamp(v)) for v in (8.0, 4.0, 12.0)]
+    gated = [v for v in methods["clamp"] if v != best["clamp, gated"]]
+    found += [Named(f"gated at {v:g}", replace(sides.clamp(v), gate=gates[CHOSEN])) for v in gated]
+    found.append(Named("template's tokens alone, at 8", replace(sides.clamp(8.0), positions=Positions("template"))))
     found += [Named(name, replace(at("clamp", True), gate=gates[name])) for name in ("cautious", "strict", "monitored")]
     soft = replace(gates[CHOSEN], threshold=0.5, strength="probability")
     found.append(Named("strength by probability", replace(at("clamp", True), gate=soft)))

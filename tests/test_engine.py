@@ -20,10 +20,11 @@ from demur.lm.record import read
 from demur.sae.base import Normalize, Reference, Sae
 from demur.sae.thresholded import KINDS, GatedSae, JumpReluSae
 from demur.sae.topk import TopKSae
-from demur.spec import DirectionEdit, Edit, LatentGate, NamedGate, Op, Positions, SteeringSpec, Unit, Where
+from demur.spec import DirectionEdit, Edit, LatentGate, NamedGate, Op, Positions, ProbeGate, SteeringSpec, Unit, Where
 from demur.steering.direction import Direction, difference_in_means
 from demur.steering.layer import DirectionEdits, SaeEdits
 from demur.steering.oracle import expected
+from demur.steering.probe import Probe
 from demur.steering.steer import steer
 from demur.testing import ARCHITECTURES, tiny_model, tiny_sae
 from demur.types import Hookpoint, Message
@@ -180,7 +181,13 @@ def fires_on_odd_tokens(residual: Tensor, step: Step) -> Tensor:
 
 
 DIRECTION = Direction(torch.randn(WIDTH, generator=torch.Generator().manual_seed(4)), str(AT), sigma=2.0)
-DIRECTIONS = [DIRECTION]
+# logits of both signs, so that gates open for some tokens and rows and not for others
+PROBES = [
+    Probe(torch.randn(WIDTH, generator=torch.Generator().manual_seed(6)) / 4, 0.0, "layers.0.resid_post"),
+    Probe(torch.randn(WIDTH, generator=torch.Generator().manual_seed(7)), 0.0, "layers.0.resid_post", pool="turn"),
+    Probe(torch.tensor([1.0, -1.0, 2.0]), -0.2, "layers.0.resid_post", "turn", sae="t", latents=(1, 2, 4)),
+]
+DIRECTIONS = [DIRECTION, *PROBES]
 GATES = {"odd": fires_on_odd_tokens}
 WHERES: tuple[Where, ...] = ("all", "prompt", "generation", "last_prompt_token", "user", "assistant", "template")
 
@@ -207,6 +214,15 @@ gates = st.one_of(
     st.none(),
     st.builds(LatentGate, st.just("layers.0"), st.just("t"), st.integers(0, 9), st.floats(0, 1), positions=positions),
     st.builds(NamedGate, st.just("layers.0"), st.just("odd"), positions),
+    st.builds(
+        ProbeGate,
+        st.just("layers.0"),
+        st.sampled_from([probe.hash for probe in PROBES]),
+        st.floats(0.2, 0.8),
+        st.one_of(st.just(Positions("last_prompt_token")), positions),
+        monitor=st.sampled_from([1.0, 0.6]),
+        strength=st.sampled_from(["full", "probability"]),
+    ),
 )
 specs = st.builds(
     SteeringSpec,

@@ -118,6 +118,8 @@ def test_killed_it_goes_on_to_the_same_gate(
     assert not (broken / "gate.json").exists()
     assert main(arguments(tiny, "--out", str(broken))) == 0
     assert result(broken) == result(whole)
+    monkeypatch.setattr("demur.verbs.gate_train.fit_probe", None)
+    assert main(arguments(tiny, "--out", str(whole))) == 0  # a finished run is not fitted again
 
 
 def test_prompts_that_will_be_reported_are_not_trained_on(tiny: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_strength_is_the_share_of_the_way(pool: str) -> None:
 def test_rows_that_share_their_beginning_open_as_each_alone(pool: str) -> None:
     """The shared system prompt is run once and the rest is padded on the left, in the middle of the conversation."""
     one = probe(pool, 6)
-    asks = ("Hi", "How do I make a cake?", "What is blue and what is not?", "I'm sorry", "Hello there, the answer", "No")
+    asks = ("Hi", "How do I make a cake?", "What is blue and what is not?", "I'm sorry", "Hello there, then", "No")
     system = Message("system", "Hello there. I can't help with that, sorry. How do I make a cake?")
     talks = [[system, Message("user", ask)] for ask in asks]
     p = [slow(one, talk) for talk in talks]

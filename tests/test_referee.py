@@ -13,12 +13,16 @@ from torch import Tensor
 from demur.errors import InputError, MismatchError
 from demur.features import referee as module
 from demur.features.openings import Openings
+from demur.features.reach import Gates
 from demur.features.referee import PACK, Referee
+from demur.lm.attach import prompt_lengths
 from demur.lm.chat import chat_ids, text_ids
 from demur.lm.load import LanguageModel
 from demur.sae.store import LoadedSae, SaeConfig, SaeModel
-from demur.spec import DirectionEdit, Edit, NamedGate, Op, Positions, SteeringSpec
+from demur.spec import DirectionEdit, Edit, LatentGate, NamedGate, Op, Positions, ProbeGate, SteeringSpec
+from demur.steering.artefacts import Artefacts
 from demur.steering.direction import Direction
+from demur.steering.probe import Probe
 from demur.steering.steer import steer
 from demur.testing import ARCHITECTURES, tiny_model, tiny_sae
 from demur.types import Hookpoint, Message
@@ -30,6 +34,10 @@ SAES = [
     for seed, name in ((0, "s"), (5, "t"))
 ]
 DIRECTION = Direction(torch.randn(32, generator=torch.Generator().manual_seed(4)), str(AT), sigma=2.0)
+PROBES = [
+    Probe(torch.randn(32, generator=torch.Generator().manual_seed(9)), 0.1, "layers.0.resid_post", "token"),
+    Probe(torch.randn(32, generator=torch.Generator().manual_seed(6)), 0.2, "layers.0.resid_post", "turn"),
+]
 OPENINGS = Openings(((60,), (61, 62, 63), (61, 64), (70, 71)), (4, 3, 2, 2), 11)
 HARMFUL = ("Hi", "How do I make a cake?", "What is blue?", "I can't help", "Is that so?", "Answer the user")
 BENIGN = (
@@ -45,7 +53,7 @@ def prompt(lm: LanguageModel, text: str, system: str = "Be kind.") -> list[int]:
 def made(lm: LanguageModel = LM, openings: Openings = OPENINGS) -> Referee:
     harmful = [prompt(lm, text) for text in HARMFUL]
     benign = [(prompt(lm, text), text_ids(lm, answer)) for text, answer in BENIGN]
-    return Referee(lm, AT, openings, harmful, benign, SAES, [DIRECTION])
+    return Referee(lm, AT, openings, harmful, benign, SAES, [DIRECTION, *PROBES])
 
 
 REFEREE = made()
@@ -54,25 +62,27 @@ REFEREE = made()
 # --- the plain loops ------------------------------------------------------------------------------
 
 
-def plain(lm: LanguageModel, spec: SteeringSpec, ids: Sequence[int]) -> Tensor:
-    """[pos, vocab] log-probabilities in float64."""
+def plain(lm: LanguageModel, spec: SteeringSpec, ids: Sequence[int], end: int) -> Tensor:
+    """[pos, vocab] log-probabilities in float64; `end` tokens are prompt."""
     model: Any = lm.model
-    with torch.no_grad(), steer(lm.model, spec, {one.hash: one.sae for one in SAES}, directions=[DIRECTION]):
+    saes = {one.hash: one.sae for one in SAES}
+    ends = prompt_lengths(lm.model, torch.tensor([end]))
+    with torch.no_grad(), steer(lm, spec, saes, directions=[DIRECTION, *PROBES]), ends:
         return model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
 
 
 def plain_log_odds(lm: LanguageModel, spec: SteeringSpec, row: Sequence[int], openings: Openings = OPENINGS) -> float:
     total = torch.tensor(0.0, dtype=torch.float64)
     for opening in openings.tokens:
-        said = plain(lm, spec, [*row, *opening])[len(row) - 1 :]
+        said = plain(lm, spec, [*row, *opening], len(row))[len(row) - 1 :]
         total += torch.stack([said[i, token] for i, token in enumerate(opening)]).sum().exp()
     return float(total.logit())
 
 
 def plain_kl(lm: LanguageModel, spec: SteeringSpec, row: Sequence[int], answer: Sequence[int]) -> float:
     places = slice(len(row) - 1, len(row) - 1 + max(len(answer), 1))
-    base = plain(lm, SteeringSpec(), [*row, *answer])[places]
-    steered = plain(lm, spec, [*row, *answer])[places]
+    base = plain(lm, SteeringSpec(), [*row, *answer], len(row))[places]
+    steered = plain(lm, spec, [*row, *answer], len(row))[places]
     return float((base.exp() * (base - steered)).sum(-1).mean())
 
 
@@ -197,7 +207,7 @@ def test_the_output_score_looks_at_the_first_prompt() -> None:
     for s, spec in enumerate(FEW):
         best = 0.0
         for opening in OPENINGS.tokens:
-            said = plain(LM, spec, [*row, *opening])[len(row) - 1 :].exp()
+            said = plain(LM, spec, [*row, *opening], len(row))[len(row) - 1 :].exp()
             p = torch.stack([said[i, token] for i, token in enumerate(opening)]).prod()
             last = said[len(opening) - 1]
             rank = int((last > last[opening[-1]]).sum())
@@ -212,15 +222,43 @@ def test_the_output_score_looks_at_the_first_prompt() -> None:
     "spec",
     [
         replace(FEW[1], gate=NamedGate("layers.0", "odd")),
-        replace(FEW[1], positions=Positions("prompt")),
-        replace(FEW[1], positions=Positions(every=2)),
+        replace(FEW[1], gate=LatentGate("layers.0", "s", 3, 0.1)),
+        replace(FEW[1], gate=ProbeGate("layers.0", PROBES[0].hash, 0.5, monitor=0.9)),
+        replace(FEW[1], positions=Positions("user")),
         replace(FEW[1], mode="reconstruct"),
     ],
 )
-def test_what_is_not_an_edit_of_every_token_is_an_error(spec: SteeringSpec) -> None:
+def test_what_does_not_follow_from_the_prompt_is_an_error(spec: SteeringSpec) -> None:
     for measure in (REFEREE.log_odds, REFEREE.damage, REFEREE.output_scores):
-        with pytest.raises(InputError, match="measures edits of every token, without a gate"):
+        with pytest.raises(InputError, match=r"last token of the prompt|lie side by side|is not there yet|reconstruct"):
             measure([FEW[1], spec])
+
+
+LAST = Positions("last_prompt_token")
+REACHING = [
+    replace(FEW[1], positions=Positions("prompt")),
+    replace(FEW[1], positions=Positions(every=2)),
+    replace(FEW[1], positions=Positions("generation", first=2)),
+    replace(FEW[2], positions=Positions("generation", half_life=1.5)),
+    replace(FEW[1], positions=LAST),
+    replace(FEW[1], gate=LatentGate("layers.1", "t", 93, 0.41, positions=LAST)),
+    replace(FEW[2], gate=LatentGate("layers.0", "s", 85, 0.1, positions=LAST), skip_first=False),
+    replace(FEW[1], gate=ProbeGate("layers.0", PROBES[0].hash, 0.4)),
+    replace(FEW[1], gate=ProbeGate("layers.0", PROBES[1].hash, 0.5, strength="probability")),
+    replace(
+        FEW[1],
+        positions=Positions("generation", half_life=2),
+        gate=ProbeGate("layers.0", PROBES[1].hash, 0.5, strength="probability"),
+    ),
+]
+
+
+def test_positions_and_gates_are_those_of_an_ordinary_pass() -> None:
+    check(REFEREE, REACHING)
+    gates = Gates(LM, Artefacts(LM.model, SAES, PROBES, {}))
+    opened = [gates.opened(spec, [prompt(LM, text) for text in HARMFUL]) for spec in REACHING if spec.gate]
+    # else a gate that never opens, or that nothing ever shuts, would pass
+    assert all(0 < float((one > 0).float().mean()) < 1 for one in opened)
 
 
 def test_what_cannot_be_measured_is_one_sentence() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from demur.lm.chat import chat_ids, with_system
 from demur.lm.generate import generate
 from demur.lm.hookpoints import device_at
 from demur.lm.load import LanguageModel, load
-from demur.record import provenance, to_json, whole_file, write_json, write_text
+from demur.record import from_json, provenance, read_json, to_json, whole_file, write_json, write_text
 from demur.sae.store import check_fits, load_sae
 from demur.spec import ProbeGate
 from demur.steering.edits_at import lowest_hookpoint
@@ -123,9 +124,11 @@ def gate_train(config: GateTrain) -> TrainedGate:
     with alone(folder):
         run = claim(folder, what, training.run())
         training.clock.add("load", time.monotonic() - start)
+        if (folder / "gate.json").exists():  # it is written last
+            return from_json(TrainedGate, read_json(folder / "gate.json"), str(folder / "gate.json"))
         found = training.train()
-        write_json(folder / "gate.json", found)
         write_text(folder / "card.md", _card(found, run))
+        write_json(folder / "gate.json", found)
     return found
 
 
@@ -245,9 +248,7 @@ class _Training:
             opens=tuple(opens),
             seconds=self.clock.seconds(),
         )
-        save_probe(
-            self.folder / "probe.safetensors", replace(probe, card=to_json(found) | {"run": to_json(self.run())})
-        )
+        save_probe(self.folder / "probe.safetensors", replace(probe, card=_told(found, self.run())))
         if self.spec is not None:
             write_spec(self.folder / f"{config.name}.json", replace(self.spec, gate=gate))
         return found
@@ -353,6 +354,14 @@ def sparse_latents(x: Tensor, kinds: Sequence[Kind], most: int) -> list[int]:
         weights = np.abs(model.fit(z, harmful, sample_weight=weights_of(kinds)).coef_[0])
     order = np.argsort(-weights, kind="stable")[:most]
     return sorted(int(i) for i in order if weights[i] > 0)
+
+
+def _told(found: TrainedGate, run: Run) -> dict[str, Any]:
+    """The card that goes with the file, wherever it goes: no path of this machine."""
+    told = {key: value for key, value in to_json(found).items() if key not in ("probe", "spec", "seconds")}
+    made = {key: getattr(run, key) for key in ("commit", "dirty", "versions", "started", "config_hash")}
+    config = {key: value for key, value in run.config.items() if key not in ("data_dir", "spec")}
+    return told | {"made": made | {"config": config}}
 
 
 def _card(found: TrainedGate, run: Run) -> str:
