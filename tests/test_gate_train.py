@@ -18,6 +18,7 @@ from demur.record import read_json, to_json, write_json
 from demur.sae.store import load_sae
 from demur.spec import Edit, Positions, ProbeGate, SteeringSpec
 from demur.steering.probe import load_probe
+from demur.steering.spec_book import read_offered
 from demur.steering.spec_file import read_spec
 from demur.steering.steer import steer
 from demur.types import Hookpoint, Message
@@ -56,16 +57,16 @@ def arguments(tiny: Path, *more: str) -> list[str]:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(folder / "gate.json")
+    found: dict[str, Any] = read_json(folder / "trained.json")
     return {key: value for key, value in found.items() if key not in ("seconds", "probe", "spec")}
 
 
 def test_what_is_trained_is_what_is_saved_and_what_steers(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = ["--spec", str(tiny / "clamp.json"), "--name", "gated", "--pool", "token", "turn", "--monitor", "0.2"]
+    options = ["--spec", str(tiny / "clamp.json"), "--pool", "token", "turn", "--monitor", "0.2"]
     assert main(arguments(tiny, *options, "--hookpoint", "layers.0", "layers.1", "--out", str(out))) == 0
-    found = read_json(out / "gate.json")
-    probe, spec = load_probe(out / "probe.safetensors"), read_spec(out / "gated.json")
+    found = read_json(out / "trained.json")
+    probe, spec = load_probe(out / "probe.safetensors"), read_spec(out / "gate.json")
     gate = spec.gate
     assert isinstance(gate, ProbeGate)
     assert (probe.hash, gate.probe, probe.hookpoint) == (found["hash"], found["hash"], gate.hookpoint)
@@ -79,6 +80,9 @@ def test_what_is_trained_is_what_is_saved_and_what_steers(tiny: Path, tmp_path: 
     assert probe.card["auroc"] == found["auroc"]
     assert [s["prompts"] for s in found["sources"]] == [24, 24, 25]
     assert "| good.jsonl |" in (out / "card.md").read_text() or str(tiny) in (out / "card.md").read_text()
+    offered = read_offered([out])  # the folder is one that a server takes
+    assert offered.specs == {"gate": spec}
+    assert [one.hash for one in offered.directions] == [probe.hash]
     # the gate that steers opens for exactly as many test prompts as the verb says
     from demur.data.prompts import spread, take
     from demur.data.suites import load_suite
@@ -115,7 +119,7 @@ def test_killed_it_goes_on_to_the_same_gate(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert main(arguments(tiny, "--out", str(whole))) == 0
     killed_after(after, lambda: main(arguments(tiny, "--out", str(broken))), monkeypatch)
-    assert not (broken / "gate.json").exists()
+    assert not (broken / "trained.json").exists()
     assert main(arguments(tiny, "--out", str(broken))) == 0
     assert result(broken) == result(whole)
     monkeypatch.setattr("demur.verbs.gate_train.fit_probe", None)
@@ -127,7 +131,7 @@ def test_prompts_that_will_be_reported_are_not_trained_on(tiny: Path, tmp_path: 
     write_sets(held, (SETS["bad"][0], SETS["bad"][1].upper(), SETS["alike"][3]), "test")
     out = tmp_path / "run"
     assert main(arguments(tiny, "--exclude", str(held), "--out", str(out))) == 0
-    left = {s["kind"]: (s["prompts"], s["left_out"]) for s in read_json(out / "gate.json")["sources"]}
+    left = {s["kind"]: (s["prompts"], s["left_out"]) for s in read_json(out / "trained.json")["sources"]}
     assert left["benign"] == (25, 0)
     assert left["harmful"][1] >= 2
     assert left["lookalike"][1] >= 1
@@ -144,6 +148,7 @@ def test_prompts_that_will_be_reported_are_not_trained_on(tiny: Path, tmp_path: 
         (["--benign", "harmful"], "harmful has no benign prompts"),
         (["--benign", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--latents", "0"], "latents is 0"),
+        (["--name", "trained"], "cannot be the name of the gated spec"),
         (["--spec", "GATED"], "has a gate already"),
     ],
 )

@@ -69,6 +69,8 @@ class GateConfig:
                 raise InputError(f"{name} is {value}, expected a share between 0 and 1, as 0.01")
         if self.latents < 1:
             raise InputError(f"latents is {self.latents}, expected at least 1")
+        if not self.name or set(self.name) & set("/\\") or self.name in ("run", "seconds", "trained"):
+            raise InputError(f"name is {self.name!r}, which cannot be the name of the gated spec; choose another")
         for name in ("harmful", "benign", "pool", "system"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty; give at least one")

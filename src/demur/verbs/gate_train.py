@@ -1,7 +1,7 @@
 """`demur gate train`: a probe that opens a gate for harmful prompts, chosen and calibrated out of fold, then measured.
 
 What is read of the prompts is kept in the run folder, so a run that was killed goes on. The folder is one that
-`demur serve --specs` takes: the probe, and the gated spec where one was to be made.
+`demur serve --spec` takes: the probe, and the gated spec where one was to be made.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from demur.verbs.gate_config import GateConfig, GateTrain
 from demur.verbs.gate_prompts import Example, Source, reported_prompts, training_prompts
 from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash
 
+RESULT = "trained.json"
 _CHUNK = 256
 """Prompts read between two writes to disk."""
 _ALLOWED = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
@@ -111,7 +112,7 @@ class TrainedGate:
 
 
 def gate_train(config: GateTrain) -> TrainedGate:
-    """Train the gate; the result is also `gate.json` in the run folder, beside `probe.safetensors` and `card.md`.
+    """Train the gate; the result is also `trained.json` in the run folder, beside `probe.safetensors` and `card.md`.
 
     Raises `InputError`, `NotFoundError` or `MismatchError` when prompts, model, SAE, spec or hookpoint do not fit, and
     `RunExistsError` when the run folder holds another run.
@@ -124,18 +125,18 @@ def gate_train(config: GateTrain) -> TrainedGate:
     with alone(folder):
         run = claim(folder, what, training.run())
         training.clock.add("load", time.monotonic() - start)
-        if (folder / "gate.json").exists():  # it is written last
-            return from_json(TrainedGate, read_json(folder / "gate.json"), str(folder / "gate.json"))
+        if (folder / RESULT).exists():  # it is written last
+            return from_json(TrainedGate, read_json(folder / RESULT), str(folder / RESULT))
         found = training.train()
         write_text(folder / "card.md", _card(found, run))
-        write_json(folder / "gate.json", found)
+        write_json(folder / RESULT, found)
     return found
 
 
 class _Training:
     def __init__(self, config: GateConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
-        self.clock = Clock(folder, "gate.json")
+        self.clock = Clock(folder, RESULT)
         self.spec = read_spec(config.spec) if config.spec is not None else None
         if self.spec is not None and self.spec.gate is not None:
             raise InputError(f"{config.spec} has a gate already; give a spec without one")
