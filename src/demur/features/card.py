@@ -103,7 +103,7 @@ def cards(
         made.append(
             FeatureCard(
                 latent=latent,
-                model=f"{lm.name} ({lm.origin}, weights {lm.weights})",
+                model=lm.identity,
                 sae=f"{loaded.path} ({loaded.hash})",
                 hookpoint=str(hookpoint),
                 text=text.name,

@@ -34,6 +34,11 @@ class LanguageModel:
     """Hash of a sample of every weight as loaded: two runs with one hash used the same numbers."""
 
     @property
+    def identity(self) -> str:
+        """Name, origin and weights in one text: equal only for the same numbers under the same name."""
+        return f"{self.name} ({self.origin}, weights {self.weights})"
+
+    @property
     def n_blocks(self) -> int:
         """Transformer blocks."""
         return len(blocks(self.model))

@@ -22,14 +22,14 @@ from demur.errors import InputError, MismatchError, NotFoundError
 from demur.eval.attacks import attack_contrasts, attack_side
 from demur.judges.base import Say
 from demur.lm.load import load
-from demur.record import append_jsonl, from_json, provenance, read_json, read_jsonl, to_json, write_json, write_text
+from demur.record import append_jsonl, from_json, read_json, read_jsonl, to_json, write_json, write_text
 from demur.report.attack import render
 from demur.results import AttackReport, End
 from demur.types import UNSTEERED, Run, stable_hash
 from demur.verbs.attack_config import Attack, AttackConfig
 from demur.verbs.attack_target import Attacked, read_target
 from demur.verbs.judged_by import chosen, local
-from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash
+from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash, new_run
 
 TURNS, ENDS, OBJECTIVES, RESULT = "turns.jsonl", "ends.jsonl", "objectives.json", "attack.json"
 _QUESTION_TOKENS = 300
@@ -59,19 +59,15 @@ def attack(config: Attack) -> AttackReport:
     attacked = prepare()
     if what.replay:
         _check_same(what.replay, attacked.model, what)
-    run = Run(
-        kind="attack",
-        name=what.name,
-        config=to_json(what),
-        config_hash=config_hash(what),
-        seed=what.seed,
-        artefacts={
+    run = new_run(
+        "attack",
+        what,
+        {
             "model": attacked.model,
             "specs": ", ".join(spec for _, spec in attacked.sides),
             "objectives": stable_hash(to_json(escalations)),
             "attacker": attacker.name,
         },
-        **provenance(),
     )
     clock = Clock(folder, RESULT)
 

@@ -44,7 +44,7 @@ def read_target(what: AttackConfig) -> Callable[[], Attacked]:
     def loaded() -> Attacked:
         lm = load_model(what, read)
         named = [(one.label, one.spec.hash) for one in read.named]
-        return Attacked(named, f"{lm.name} ({lm.origin}, weights {lm.weights})", _local(lm, read, what))
+        return Attacked(named, lm.identity, _local(lm, read, what))
 
     return loaded
 

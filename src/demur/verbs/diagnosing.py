@@ -33,7 +33,7 @@ from demur.judges.rules import RulesJudge
 from demur.lm.batches import batches, pad
 from demur.lm.chat import chat_ids, text_ids, with_system
 from demur.lm.record import read_at
-from demur.record import provenance, read_json, to_json, write_json
+from demur.record import read_json, write_json
 from demur.sae.base import Sae
 from demur.sae.store import LoadedSae, check_fits, load_sae
 from demur.spec import DirectionEdit, Edit, SteeringSpec
@@ -42,7 +42,7 @@ from demur.steering.direction import Direction, difference_in_means, load_direct
 from demur.steering.edits_at import lowest_hookpoint
 from demur.steering.steer import steer
 from demur.types import SAFETY_SYSTEM_PROMPT, UNSTEERED, Hookpoint, Label, Prompt, Run, parse_hookpoint
-from demur.verbs.run_folder import check_folder, config_hash
+from demur.verbs.run_folder import check_folder, config_hash, new_run
 from demur.verbs.steered import Loaded, load_steered
 from demur.verbs.why_config import Why, WhyConfig
 
@@ -178,19 +178,15 @@ def begin(config: Why) -> tuple[Diagnosing, Run]:
     select = [*take(harmful, "select", several), *take(plain, "select", several)]
     tested = take(plain, "test", what.prompts), take(harmful, "test", what.prompts)
     going = Diagnosing(what, folder, loaded, hookpoint, second, *tested, select)
-    run = Run(
-        kind="why",
-        name=what.name,
-        config=to_json(what),
-        config_hash=config_hash(what),
-        seed=what.seed,
-        artefacts={
-            "model": f"{lm.name} ({lm.origin}, weights {lm.weights})",
+    run = new_run(
+        "why",
+        what,
+        {
+            "model": lm.identity,
             "spec": spec.hash,
             "second SAE": second.hash if second else "",
             "prompts": prompts_hash([*tested[0], *tested[1], *select]),
         },
-        **provenance(),
     )
     return going, run
 

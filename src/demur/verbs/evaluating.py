@@ -21,7 +21,7 @@ from demur.eval.tasks import load_tasks, members
 from demur.lm.batches import Row
 from demur.lm.chat import chat_ids, text_ids, with_system
 from demur.lm.load import LanguageModel
-from demur.record import provenance, to_json
+from demur.record import to_json
 from demur.sae.store import LoadedSae
 from demur.spec import SteeringSpec, TextGate
 from demur.steering.edits_at import lowest_hookpoint
@@ -37,7 +37,7 @@ from demur.types import (
 )
 from demur.verbs.documents import rows as document_rows
 from demur.verbs.eval_config import Eval, EvalConfig, named_limit
-from demur.verbs.run_folder import Clock, check_folder, config_hash
+from demur.verbs.run_folder import Clock, check_folder, config_hash, new_run
 from demur.verbs.sides import Named, load_model, read_sides
 
 _DAMAGE_PROMPTS = 40
@@ -132,18 +132,14 @@ def begin(config: Eval, specs: Sequence[Named] | None) -> tuple[Evaluating, Run]
     lm = load_model(what, sides)
     loaded = load_tasks([task.name for task in tasks], what.data_dir) if tasks else {}
     texts = _texts(lm, what) if what.damage else []
-    run = Run(
-        kind="eval",
-        name=what.name,
-        config=to_json(what),
-        config_hash=config_hash(what),
-        seed=what.seed,
-        artefacts={
-            "model": f"{lm.name} ({lm.origin}, weights {lm.weights})",
+    run = new_run(
+        "eval",
+        what,
+        {
+            "model": lm.identity,
             "specs": ", ".join(one.spec.hash for one in named),
             "prompts": prompts_hash(prompts),
         },
-        **provenance(),
     )
     going = Evaluating(
         what,
@@ -234,7 +230,7 @@ def _reused(going: Evaluating, folder: Path) -> list[Completion]:
     """What another run has of the same model, specs, prompts and settings."""
     other = read_run(folder)
     mine = to_json(going.config)
-    if other.run.artefacts.get("model") != f"{going.lm.name} ({going.lm.origin}, weights {going.lm.weights})":
+    if other.run.artefacts.get("model") != going.lm.identity:
         raise MismatchError(f"{folder} is a run of another model ({other.run.artefacts.get('model')})")
     for key in ("system", "max_new_tokens", "dtype"):
         if other.run.config.get(key) != mine[key]:

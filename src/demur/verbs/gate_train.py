@@ -25,7 +25,7 @@ from demur.lm.chat import chat_ids, with_system
 from demur.lm.generate import generate
 from demur.lm.hookpoints import device_at
 from demur.lm.load import LanguageModel, load
-from demur.record import from_json, provenance, read_json, to_json, whole_file, write_json, write_text
+from demur.record import from_json, read_json, to_json, whole_file, write_json, write_text
 from demur.sae.store import check_fits, load_sae
 from demur.spec import ProbeGate
 from demur.steering.edits_at import lowest_hookpoint
@@ -35,7 +35,7 @@ from demur.steering.spec_file import read_spec, write_spec
 from demur.types import Estimate, Hookpoint, Prompt, Run, parse_hookpoint, stable_hash
 from demur.verbs.gate_config import GateConfig, GateTrain
 from demur.verbs.gate_prompts import Example, Source, reported_prompts, training_prompts
-from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash
+from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash, new_run
 
 RESULT = "trained.json"
 _CHUNK = 256
@@ -175,19 +175,15 @@ class _Training:
 
     def run(self) -> Run:
         """What the run folder is claimed for."""
-        return Run(
-            kind="gate",
-            name=self.config.name,
-            config=to_json(self.config),
-            config_hash=config_hash(self.config),
-            seed=self.config.seed,
-            artefacts={
-                "model": f"{self.lm.name} ({self.lm.origin}, weights {self.lm.weights})",
+        return new_run(
+            "gate",
+            self.config,
+            {
+                "model": self.lm.identity,
                 "prompts": stable_hash([asdict(one) for one in self.sources]),
                 "sae": self.sae.hash if self.sae is not None else "",
                 "spec": self.spec.hash if self.spec is not None else "",
             },
-            **provenance(),
         )
 
     def train(self) -> TrainedGate:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from demur import progress
 from demur.errors import RunExistsError
-from demur.record import from_json, read_json, storage, to_json, write_json
+from demur.record import from_json, provenance, read_json, storage, to_json, write_json
 from demur.types import Run, stable_hash
 
 SEEDLESS = ("needs",)
@@ -22,6 +22,19 @@ SEEDLESS = ("needs",)
 def config_hash(config: Any) -> str:
     """Hash of everything in the config that may change a number."""
     return stable_hash({key: value for key, value in to_json(config).items() if key not in SEEDLESS})
+
+
+def new_run(kind: str, config: Any, artefacts: dict[str, str]) -> Run:
+    """What is kept about a run that begins: its config, which has a name and a seed, and where and from what it is."""
+    return Run(
+        kind=kind,
+        name=config.name,
+        config=to_json(config),
+        config_hash=config_hash(config),
+        seed=config.seed,
+        artefacts=artefacts,
+        **provenance(),
+    )
 
 
 @contextmanager

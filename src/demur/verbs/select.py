@@ -22,14 +22,14 @@ from demur.features.proposers import METHODS
 from demur.features.sets import STEPS, grow, refine
 from demur.lm.hookpoints import device_at
 from demur.lm.load import load
-from demur.record import from_json, provenance, read_json, to_json, write_json, write_text
+from demur.record import from_json, read_json, to_json, write_json, write_text
 from demur.sae.store import check_fits, load_sae
 from demur.spec import DirectionEdit, SteeringSpec
 from demur.types import Discovery, Effect, Intent, LatentRanking, Prompt, Run, Stability, parse_hookpoint
 from demur.verbs.config import DiscoveryConfig, PromptFile, Select
 from demur.verbs.discover import Candidate, Judged, effect, judge_spec, proposed, search, winners_share
 from demur.verbs.finding import Finding
-from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash
+from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash, new_run
 
 TOP = 20
 """Latents of each method that are compared."""
@@ -89,19 +89,15 @@ def begin(kind: str, config: DiscoveryConfig, folder: Path, final: str) -> tuple
     device = device_at(lm.model, hookpoint)
     check_fits(loaded, lm.name, lm.fingerprint, lm.d_model, lm.n_blocks)
     loaded.sae.to(device)
-    run = Run(
-        kind=kind,
-        name=config.name,
-        config=to_json(config),
-        config_hash=config_hash(config),
-        seed=config.seed,
-        artefacts={
-            "model": f"{lm.name} ({lm.origin}, weights {lm.weights})",
+    run = new_run(
+        kind,
+        config,
+        {
+            "model": lm.identity,
             "sae": loaded.hash,
             "harmful": prompts_hash(harmful),
             "plain": prompts_hash(plain),
         },
-        **provenance(),
     )
     return Finding(config, folder, lm, loaded, hookpoint, chosen[0], chosen[1], Clock(folder, final)), run
 
