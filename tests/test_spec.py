@@ -1,6 +1,7 @@
 """The spec: what it accepts, its file and schema, composition, directions on disk, and `demur verify`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,15 @@ def test_verify_passes_on_a_sound_engine(tiny: list[str], capsys: pytest.Capture
     assert all(check["passed"] for check in found["checks"])
 
 
+@pytest.mark.parametrize("gated", [False, True])
 def test_verify_fails_on_a_broken_one(
-    tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, gated: bool
 ) -> None:
+    """Also behind a gate that stays shut: what an edit does is checked without it."""
+    if gated:
+        spec = read_spec(Path(tiny[-1]))
+        gate = LatentGate("layers.1", spec.edits[0].sae, 5, 1e9)  # type: ignore[union-attr]
+        write_spec(Path(tiny[-1]), replace(spec, gate=gate))
     sound = demur.steering.layer.SaeEdits.move
 
     def broken(self: Any, *args: Any) -> Any:

@@ -16,7 +16,7 @@ from demur.errors import InputError
 from demur.lm.attach import Step, attach, prompt_lengths
 from demur.lm.batches import pad
 from demur.lm.chat import chat_ids, with_system
-from demur.spec import Edit, ProbeGate, SteeringSpec, TextGate
+from demur.spec import Edit, SteeringSpec, TextGate
 from demur.steering.artefacts import Artefacts
 from demur.steering.oracle import expected
 from demur.steering.steer import steer
@@ -133,9 +133,8 @@ class _Checks:
             if isinstance(edit, Edit)
         }
         worst, unclear, tokens = 0.0, 0, 0
-        whole = self._spec  # what moves by a share of its way is checked going all of it
-        if isinstance(whole.gate, ProbeGate):
-            whole = replace(whole, gate=replace(whole.gate, strength="full"))
+        # without its gate, which may stay shut on these prompts, and with edits that go all of their way
+        whole = replace(self._spec, gate=None)
         whole = replace(whole, positions=replace(whole.positions, half_life=0))
         for name, (before, after) in self._pass("left", whole)[0].items():
             changed = (before != after).any(-1)
