@@ -53,8 +53,8 @@ def fit_probe(x: Floats, kinds: Sequence[Kind], groups: Sequence[Hashable], seed
     from sklearn.model_selection import StratifiedGroupKFold
 
     harmful = np.array([kind == "harmful" for kind in kinds])
-    names = list(dict.fromkeys(groups))
-    group = np.array([names.index(one) for one in groups]) if len(names) < len(groups) else np.arange(len(groups))
+    number = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    group = np.array([number[one] for one in groups])
     for what, chosen in (("harmful", harmful), ("harmless", ~harmful)):
         if len(set(group[chosen])) < FOLDS:
             raise InputError(

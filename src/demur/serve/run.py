@@ -55,10 +55,9 @@ def prepare(config: Serve) -> tuple[Server, App]:
     from demur.serve.app import Server, make_app
     from demur.serve.engine import Engine
     from demur.serve.metrics import Metrics
-    from demur.steering.direction import load_direction
-    from demur.steering.probe import load_probe
     from demur.steering.spec_book import SpecBook, read_offered
     from demur.steering.steer import steer
+    from demur.steering.vectors import load_vectors
     from demur.text_gates import check, opened
     from demur.verbs.sides import clamps
 
@@ -69,7 +68,7 @@ def prepare(config: Serve) -> tuple[Server, App]:
         for one in clamps(config.latent, config.value, saes[0]):
             offered.specs[one.label.replace(" ", "-")] = one.spec
     book = SpecBook(offered.specs, config.default, config.lock)
-    directions = [*offered.directions, *map(load_direction, config.direction), *map(load_probe, config.probe)]
+    directions = [*offered.directions, *load_vectors(config.direction, config.probe)]
     progress.say(f"loading {config.model}")
     lm = load(config.model, config.dtype, config.device, config.revision)
     name = config.name or lm.name

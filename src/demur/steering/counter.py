@@ -57,14 +57,20 @@ class Counter:
             moved = sizes.detach().abs() * norms
             shape = (3, len(step.positions), -1, len(self._names))
             sums = torch.stack([acts, moved > 0, moved]).view(shape).sum(2, dtype=torch.float64)
-            if self._sums is None or self._sums.shape[1] < step.given:
-                grown = sums.new_zeros(3, step.given, len(self._names))
-                if self._sums is not None:
-                    grown[:, : self._sums.shape[1]] = self._sums
-                self._sums = grown
+            self._sums = self._for(step.given, sums.device)
             # where a row stands for several (a shared prefix), each of them was steered in it
             self._sums.index_add_(1, step.origin.to(sums.device), step.each(sums, 1))
         self._waiting, self._size = [], 0
+
+    def _for(self, rows: int, device: torch.device) -> Tensor:
+        """[3, rows or more, slots] the sums so far."""
+        have = 0 if self._sums is None else self._sums.shape[1]
+        if self._sums is not None and have >= rows:
+            return self._sums
+        grown = torch.zeros(3, rows, len(self._names), dtype=torch.float64, device=device)
+        if self._sums is not None:
+            grown[:, :have] = self._sums
+        return grown
 
     def forget(self, row: int) -> None:
         """Count `row` from nothing again."""
@@ -75,11 +81,7 @@ class Counter:
     def slots(self) -> list[Slot]:
         """What was counted."""
         self._sum_up()
-        if self._sums is None or len(self._sums[0]) < self._given:
-            nothing = torch.zeros(3, self._given, len(self._names), dtype=torch.float64, device=self._rows.device)
-            if self._sums is not None:
-                nothing[:, : self._sums.shape[1]] = self._sums
-            self._sums = nothing
+        self._sums = self._for(self._given, self._rows.device)
         steered, changed, moved = self._sums.cpu()
         mean = moved / changed.clamp(min=1)
         return [

@@ -24,9 +24,8 @@ def read_spec(path: Path) -> SteeringSpec:
 
     Raises `NotFoundError`, or `InputError` naming the field that does not fit.
     """
-    shipped = shipped_specs()
-    if str(path) in shipped and not path.exists():
-        path = shipped[str(path)]
+    if not path.exists():
+        path = shipped_specs().get(str(path), path)
     return parse_spec(read_json(path), str(path))
 
 

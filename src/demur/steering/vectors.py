@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from demur.steering.direction import Direction, load_direction
 from demur.steering.probe import Probe, is_probe, load_probe
 
 Vector = Direction | Probe
+
+
+def load_vectors(directions: Iterable[Path], probes: Iterable[Path]) -> list[Vector]:
+    """All of them. Raises as `load_direction` and `load_probe` do."""
+    return [*map(load_direction, directions), *map(load_probe, probes)]
 
 
 def load_vector(path: Path) -> Vector:

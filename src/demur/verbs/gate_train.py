@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from demur import progress
+from demur.data.prompts import spread
 from demur.errors import InputError
-from demur.eval.probe_fit import Bin, Fit, Kind, alarm_rate, auroc, calibration, fit_probe, threshold_for
+from demur.eval.probe_fit import Bin, Fit, Kind, alarm_rate, auroc, calibration, fit_probe, threshold_for, weights_of
+from demur.features.proposers.probe import sparse_weights
 from demur.lm.chat import chat_ids, with_system
 from demur.lm.generate import generate
 from demur.lm.hookpoints import device_at
@@ -40,6 +42,8 @@ from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_has
 RESULT = "trained.json"
 _CHUNK = 256
 """Prompts read between two writes to disk."""
+_INVERSE_PENALTY = 0.1
+"""Of the sparse regression that chooses latents, scikit-learn's C."""
 _ALLOWED = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 """Shares of look-alikes at which other thresholds are told."""
 _MONITORED, _MONITOR_TOKENS = 100, 64
@@ -123,11 +127,12 @@ def gate_train(config: GateTrain) -> TrainedGate:
     check_folder(folder, what)
     training = _Training(what, folder)
     with alone(folder):
-        run = claim(folder, what, training.run())
+        begun = training.run()
+        run = claim(folder, what, begun)
         training.clock.add("load", time.monotonic() - start)
         if (folder / RESULT).exists():  # it is written last
             return from_json(TrainedGate, read_json(folder / RESULT), str(folder / RESULT))
-        found = training.train()
+        found = training.train(begun)
         write_text(folder / "card.md", _card(found, run))
         write_json(folder / RESULT, found)
     return found
@@ -186,7 +191,7 @@ class _Training:
             },
         )
 
-    def train(self) -> TrainedGate:
+    def train(self, run: Run) -> TrainedGate:
         """All of it."""
         config = self.config
         systems = len(config.system)
@@ -231,7 +236,7 @@ class _Training:
             spec=str((self.folder / f"{config.name}.json").resolve()) if self.spec is not None else "",
             hash=probe.hash,
             gate=gate,
-            model=self.run().artefacts["model"],
+            model=self.lm.identity,
             sources=tuple(self.sources),
             tried=tuple(Tried(str(p), pool, f.penalty, f.auroc) for (p, pool), (f, _) in tried.items()),
             auroc={kind: auroc(by["harmful"], by[kind], config.seed) for kind in others},
@@ -245,7 +250,7 @@ class _Training:
             opens=tuple(opens),
             seconds=self.clock.seconds(),
         )
-        save_probe(self.folder / "probe.safetensors", replace(probe, card=_told(found, self.run())))
+        save_probe(self.folder / "probe.safetensors", replace(probe, card=_told(found, run)))
         if self.spec is not None:
             write_spec(self.folder / f"{config.name}.json", replace(self.spec, gate=gate))
         return found
@@ -311,8 +316,6 @@ class _Training:
         return [float(p.max()) if len(p) else 0.0 for p in probabilities_written(self.lm, probe, sae, rows, answers)]
 
     def _monitor(self, probe: Probe) -> float:
-        from demur.data.prompts import spread
-
         benign = spread([one.prompt for one in self.examples if one.kind == "benign"], _MONITORED)
         return threshold_for(self._written(probe, benign), ["benign"] * len(benign), {"benign": self.config.monitor})
 
@@ -335,20 +338,8 @@ class _Training:
 def sparse_latents(x: Tensor, kinds: Sequence[Kind], most: int) -> list[int]:
     """At most `most` columns of latents `x` [n, d_sae] that an L1-penalised logistic regression keeps, those of the
     largest effect first; in numerical order."""
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    from demur.eval.probe_fit import weights_of
-
     harmful = np.array([kind == "harmful" for kind in kinds])
-    scale = x.std(0, correction=0)
-    z = torch.where(scale > 0, x / scale.clamp(min=1e-12), 0.0).double().numpy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = LogisticRegression(l1_ratio=1.0, solver="liblinear", C=0.1, random_state=0)
-        weights = np.abs(model.fit(z, harmful, sample_weight=weights_of(kinds)).coef_[0])
+    weights = np.abs(sparse_weights(x, harmful, _INVERSE_PENALTY, weights_of(kinds)))
     order = np.argsort(-weights, kind="stable")[:most]
     return sorted(int(i) for i in order if weights[i] > 0)
 

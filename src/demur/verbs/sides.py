@@ -10,11 +10,9 @@ from demur.errors import InputError
 from demur.lm.load import LanguageModel, load
 from demur.sae.store import LoadedSae, check_fits, load_sae
 from demur.spec import Edit, SteeringSpec
-from demur.steering.direction import load_direction
-from demur.steering.probe import load_probe
 from demur.steering.spec_file import read_spec
 from demur.steering.steer import steer
-from demur.steering.vectors import Vector
+from demur.steering.vectors import Vector, load_vectors
 from demur.text_gates import check, opened
 from demur.types import UNSTEERED
 from demur.verbs.sides_config import SidesConfig
@@ -57,8 +55,7 @@ def read_sides(config: SidesConfig, specs: Sequence[Named] | None = None) -> Sid
     for number, one in enumerate(named):
         if one.spec.hash in [other.spec.hash for other in named[:number]]:
             raise InputError(f"{one.label} is given twice, or changes nothing; give each spec once")
-    directions = [load_direction(path) for path in config.direction]
-    return Sides(named, saes, [*directions, *(load_probe(path) for path in config.probe)])
+    return Sides(named, saes, load_vectors(config.direction, config.probe))
 
 
 def load_model(config: SidesConfig, sides: Sides) -> LanguageModel:

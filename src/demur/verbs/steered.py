@@ -8,10 +8,8 @@ from demur.errors import InputError
 from demur.lm.load import LanguageModel, load
 from demur.sae.store import LoadedSae, check_fits, load_sae
 from demur.spec import Edit, SteeringSpec
-from demur.steering.direction import load_direction
-from demur.steering.probe import load_probe
 from demur.steering.spec_file import read_spec
-from demur.steering.vectors import Vector
+from demur.steering.vectors import Vector, load_vectors
 from demur.verbs.config import Steered
 
 
@@ -36,8 +34,7 @@ def load_steered(config: Steered, need_spec: bool = False) -> Loaded:
     if config.system and spec.system and config.system != spec.system:
         raise InputError("the spec has a system prompt of its own and --system gives another; leave one of them out")
     saes = [load_sae(path) for path in config.sae]
-    directions: list[Vector] = [load_direction(path) for path in config.direction]
-    directions += [load_probe(path) for path in config.probe]
+    directions = load_vectors(config.direction, config.probe)
     if config.latent is not None:
         sae = saes[0] if saes else load_sae("smollm2-135m-instruct")
         saes = saes or [sae]
