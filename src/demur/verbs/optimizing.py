@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 
 from demur import progress
-from demur.data.prompts import load_questions, prompts_hash, take
+from demur.data.prompts import load_questions, prompts_hash, spread, take
 from demur.data.suites import load_suite
 from demur.errors import InputError
 from demur.eval.capability import capability
@@ -152,7 +152,7 @@ class Optimizing:
         n, found = self.config.screen_prompts, {}
         first = self.findings[0]
         harmful = self.rows(first.screened[:n])
-        some = [self.benign[i * len(self.benign) // n] for i in range(n)] if len(self.benign) > n else self.benign
+        some = spread(self.benign, n)
         said = [text_ids(self.lm, one.text)[:ANSWER_TOKENS] for one in self.base.of(UNSTEERED, some)]
         items = [(row, answer) for row, answer in zip(self.rows(some), said, strict=True) if answer]
         for finding in self.findings:
@@ -282,7 +282,7 @@ def begin(config: OptimizeConfig, folder: Path) -> tuple[Optimizing, Run]:
         config_hash=config_hash(config),
         seed=config.seed,
         artefacts={
-            "model": f"{lm.name} ({lm.origin}, weights {lm.weights})",
+            "model": lm.identity,
             "saes": ", ".join(sae.hash for sae in saes),
             "probes": ", ".join(probe.hash for probe in probes),
             "prompts": prompts_hash([*harmful, *benign, *plain, *questions]),
