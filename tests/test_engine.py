@@ -376,6 +376,9 @@ def test_positions_name_the_tokens_they_say() -> None:
     assert found(Positions("generation", first=2)) == everything[prompt : prompt + 2]
     assert found(Positions("generation", every=2)) == everything[prompt::2]
     assert found(Positions("last_prompt_token")) == [prompt - 1]
+    assert found(Positions("answer")) == everything[prompt - 1 :]
+    assert found(Positions("answer", first=3)) == everything[prompt - 1 : prompt + 2]
+    assert found(Positions("answer", every=2)) == everything[prompt - 1 :: 2]
 
 
 def test_a_gate_is_causal_and_padding_on_the_right_cannot_open_it() -> None:

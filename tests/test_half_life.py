@@ -11,7 +11,7 @@ from demur.errors import InputError
 from demur.lm.attach import prompt_lengths
 from demur.lm.generate import generate
 from demur.sae.store import LoadedSae, SaeConfig, SaeModel
-from demur.spec import Edit, LatentGate, Positions, SteeringSpec
+from demur.spec import Edit, LatentGate, Positions, SteeringSpec, Where
 from demur.steering.artefacts import Artefacts
 from demur.steering.steer import steer
 from demur.testing import tiny_model, tiny_sae
@@ -25,14 +25,15 @@ ROW = [1, 70, 71, 72, 73, 74, 75, 76]
 PROMPT = 3
 
 
-def fading(half_life: float, value: float = 9.0) -> SteeringSpec:
+def fading(half_life: float, value: float = 9.0, where: Where = "generation") -> SteeringSpec:
     edit = Edit("layers.1", "s", (5,), value, "add")
-    return SteeringSpec((edit,), Positions("generation", half_life=half_life))
+    return SteeringSpec((edit,), Positions(where, half_life=half_life))
 
 
-def by_hand(half_life: float, value: float = 9.0) -> Tensor:
-    """Log-probabilities of an ordinary pass whose block 1 is moved by 0.5 ** (n / half_life) of the edit."""
-    share = torch.tensor([0.5 ** ((i - PROMPT) / half_life) if i >= PROMPT else 0.0 for i in range(len(ROW))])
+def by_hand(half_life: float, value: float = 9.0, first: int = PROMPT) -> Tensor:
+    """Log-probabilities of an ordinary pass whose block 1 is moved by 0.5 ** (n / half_life) of the edit from token
+    `first` on."""
+    share = torch.tensor([0.5 ** ((i - first) / half_life) if i >= first else 0.0 for i in range(len(ROW))])
 
     def hook(_module: Any, _args: Any, output: Any) -> Any:
         moved = value * share.unsqueeze(-1) * SAE.W_dec[5]
@@ -57,6 +58,9 @@ def steered(spec: SteeringSpec) -> Tensor:
 def test_an_edit_fades_by_its_half_life(half_life: float) -> None:
     assert torch.allclose(steered(fading(half_life)), by_hand(half_life), atol=1e-4)
     assert not torch.allclose(by_hand(half_life), steered(fading(0)), atol=1e-2)  # else the test would say nothing
+    answer = by_hand(half_life, first=PROMPT - 1)
+    assert torch.allclose(steered(fading(half_life, where="answer")), answer, atol=1e-4)
+    assert not torch.allclose(answer, by_hand(half_life), atol=1e-2)
 
 
 def test_with_a_cache_and_in_a_batch_it_is_the_same() -> None:

@@ -438,10 +438,10 @@ def test_choices_become_a_spec() -> None:
     spec = choose(trial, config, SPACE)
     assert spec == SteeringSpec(
         (Edit(low, "s", (5,), 2.5), Edit(low, "s", (17,), 4.0)),
-        Positions("generation", first=3),
+        Positions("answer", first=3),
         LatentGate(low, "s", 7, 0.667, positions=Positions("last_prompt_token")),
     )
-    assert words(spec) == ("latent 5 at 2.5 + latent 17 at 4 (block 1), first 3 written tokens, if latent 7 > 0.667")
+    assert words(spec) == ("latent 5 at 2.5 + latent 17 at 4 (block 1), first 3 answer tokens, if latent 7 > 0.667")
     assert "half_life" not in trial.asked  # what does not apply is not modelled
     # a probe above the edits would decide too late, so the lower layer is not offered one
     with pytest.raises(AssertionError):
@@ -458,10 +458,10 @@ def test_choices_become_a_spec() -> None:
     spec = choose(Fixed(**made, strength="probability"), config, SPACE)
     assert spec == SteeringSpec(
         (Edit(high, "t", (3,), 6.0),),
-        Positions("generation", half_life=4),
+        Positions("answer", half_life=4),
         ProbeGate(high, "abcdef0123", 0.612, strength="probability"),
     )
-    assert words(spec).endswith("written tokens, half-life 4, if probe abcdef01 > 0.612, by probability")
+    assert words(spec).endswith("answer tokens, half-life 4, if probe abcdef01 > 0.612, by probability")
 
 
 def test_every_kind_of_choice_is_tried(finished: Path) -> None:

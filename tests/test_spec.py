@@ -36,7 +36,7 @@ SCHEMA = Path(__file__).parents[1] / "docs" / "spec.schema.json"
         (lambda: Edit("layers.1", "s", (1,), 2.0, "scale", "sigma"), "scale has no unit"),
         (lambda: DirectionEdit("layers.1", "d", 2.0, "project_out"), "takes no value or unit"),
         (lambda: DirectionEdit("layers.1", "d", float("inf")), "expected a finite number"),
-        (lambda: Positions("prompt", first=2), "needs where = 'generation'"),
+        (lambda: Positions("prompt", first=2), "needs where = 'answer' or 'generation'"),
         (lambda: Positions(every=0), "expected at least 0 and 1"),
         (lambda: LatentGate("layers.1", "s", 1, -0.5), "expected 0 or more for both"),
         (lambda: SteeringSpec((EDIT, EDIT)), "edited twice at layers.1"),

@@ -13,7 +13,9 @@ from demur.types import UNSTEERED, stable_hash
 
 Op = Literal["clamp", "floor", "ceil", "add", "scale", "ablate"]
 Unit = Literal["latent", "max_act", "sigma"]
-Where = Literal["all", "prompt", "generation", "last_prompt_token", "user", "assistant", "template"]
+Where = Literal["all", "prompt", "generation", "answer", "last_prompt_token", "user", "assistant", "template"]
+_COUNTED: tuple[Where, ...] = ("generation", "answer")
+"""Positions that are counted from the answer's beginning."""
 SPEC_FORMAT: Literal["demur-spec/1"] = "demur-spec/1"
 _STRICT = {"extra": "forbid"}
 
@@ -94,27 +96,31 @@ class Positions:
 
     where: Where = "all"
     """`prompt`: tokens the caller gave. `generation`: tokens the model wrote. `last_prompt_token`: the one whose output
-    is the first written token. `user`, `assistant`: the text of such turns. `template`: what is no turn's text."""
+    is the first written token. `answer`: that one and all after it, whose outputs are the answer. `user`, `assistant`:
+    the text of such turns. `template`: what is no turn's text."""
     first: int = 0
-    """With `generation`: only the first so many written tokens; 0 for all."""
+    """With `generation` or `answer`: only the first so many of them; 0 for all."""
     every: int = 1
-    """Only every n-th: places 0, n, 2n, ... counted from the start of the row, with `generation` from the first written
-    token."""
+    """Only every n-th: places 0, n, 2n, ... counted from the start of the row, with `generation` and `answer` from
+    their first token."""
     half_life: float = 0.0
-    """With `generation`: edits move the residual by 0.5 ** (n / half_life) of their way, n being the written token's
-    number from 0; 0: all of it throughout. A gate's own positions have none."""
+    """With `generation` or `answer`: edits move the residual by 0.5 ** (n / half_life) of their way, n being the
+    token's number among them from 0; 0: all of it throughout. A gate's own positions have none."""
 
     __pydantic_config__ = _STRICT
 
     def __post_init__(self) -> None:
         if self.first < 0 or self.every < 1:
             raise InputError(f"first is {self.first} and every is {self.every}; expected at least 0 and 1")
-        if self.first and self.where != "generation":
-            raise InputError(f"first counts written tokens and needs where = 'generation', but where is {self.where!r}")
-        if not 0 <= self.half_life <= _LARGEST or (self.half_life and self.where != "generation"):
+        if self.first and self.where not in _COUNTED:
             raise InputError(
-                f"half_life is {self.half_life:g} and where {self.where!r}; expected written tokens, 0 or more, and "
-                "where = 'generation'"
+                f"first counts tokens of the answer and needs where = 'answer' or 'generation', but where is "
+                f"{self.where!r}"
+            )
+        if not 0 <= self.half_life <= _LARGEST or (self.half_life and self.where not in _COUNTED):
+            raise InputError(
+                f"half_life is {self.half_life:g} and where {self.where!r}; expected tokens, 0 or more, and "
+                "where = 'answer' or 'generation'"
             )
 
 

@@ -24,11 +24,11 @@ def chosen(positions: Positions, step: Step, owner: Tensor | None = None) -> Ten
         found = (at >= 0) & (at < prompt)
     elif where == "last_prompt_token":
         found = at == prompt - 1
-    elif where == "generation":
-        found = at >= prompt
-        start = prompt
+    elif where in ("generation", "answer"):
+        start = _first(positions, step)
+        found = at >= start
         if positions.first:
-            found &= at < prompt + positions.first
+            found &= at < start + positions.first
     else:
         assert owner is not None
         found = (at >= 0) & (owner == OWNERS[where])
@@ -39,8 +39,13 @@ def strength(positions: Positions, step: Step) -> Tensor:
     """[batch, pos] the share of their way that edits go at each token: less and less where there is a half-life."""
     if not positions.half_life:
         return torch.ones_like(step.positions, dtype=torch.float32)
-    written = (step.positions - step.prompt_lengths.unsqueeze(1)).clamp(min=0)
-    return torch.pow(0.5, written.float() / positions.half_life)
+    number = (step.positions - _first(positions, step)).clamp(min=0)
+    return torch.pow(0.5, number.float() / positions.half_life)
+
+
+def _first(positions: Positions, step: Step) -> Tensor:
+    """[batch, 1] where counting begins: the first written token, or the one whose output that is."""
+    return step.prompt_lengths.unsqueeze(1) - int(positions.where == "answer")
 
 
 class TurnReader:

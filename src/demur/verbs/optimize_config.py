@@ -12,7 +12,7 @@ from demur.results import Objective
 from demur.types import SAFETY_SYSTEM_PROMPT
 from demur.verbs.eval_config import named_limit
 
-Where = Literal["all", "prompt", "generation", "first", "half_life"]
+Where = Literal["all", "prompt", "generation", "answer", "first", "half_life"]
 GateKind = Literal["none", "latent", "probe"]
 
 
@@ -45,8 +45,8 @@ class OptimizeConfig:
     values: tuple[float, float] = (1, 12)
     """Clamp values from ... to ..., in latent units."""
     positions: tuple[Where, ...] = get_args(Where)
-    """Tokens that may be steered: all, the prompt, what the model writes (all of it, the first few tokens, or fading
-    with a half-life)."""
+    """Tokens that may be steered: all, the prompt, what the model writes, or the answer, which is the prompt's last
+    token and what the model writes (all of it, the first few tokens, or fading with a half-life)."""
     gates: tuple[GateKind, ...] = get_args(GateKind)
     """None, a latent or a probe over a threshold at the last token of the prompt."""
     objectives: tuple[Objective, ...] = ("harmful", "benign", "kl")

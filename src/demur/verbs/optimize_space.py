@@ -71,9 +71,9 @@ def choose(trial: Trial, config: OptimizeConfig, space: Space) -> SteeringSpec:
 def _positions(trial: Trial, config: OptimizeConfig) -> Positions:
     where = config.positions[_index(trial, "positions", config.positions)]
     if where == "first":
-        return Positions("generation", first=_int(trial, "first", config.max_new_tokens, log=True))
+        return Positions("answer", first=_int(trial, "first", config.max_new_tokens, log=True))
     if where == "half_life":
-        return Positions("generation", half_life=float(_int(trial, "half_life", config.max_new_tokens, log=True)))
+        return Positions("answer", half_life=float(_int(trial, "half_life", config.max_new_tokens, log=True)))
     return Positions(where)
 
 
@@ -120,12 +120,13 @@ def words(spec: SteeringSpec) -> str:
         + f" (block {', '.join(map(str, blocks))})"
     ]
     positions = spec.positions
+    tokens = "written token" if positions.where == "generation" else f"{positions.where} token"
     if positions.first:
-        parts.append(f"first {positions.first} written token{'s' * (positions.first > 1)}")
+        parts.append(f"first {positions.first} {tokens}{'s' * (positions.first > 1)}")
     elif positions.half_life:
-        parts.append(f"written tokens, half-life {positions.half_life:g}")
+        parts.append(f"{tokens}s, half-life {positions.half_life:g}")
     elif positions.where != "all":
-        parts.append("written tokens" if positions.where == "generation" else f"{positions.where} tokens")
+        parts.append(f"{tokens}s")
     gate = spec.gate
     if isinstance(gate, LatentGate):
         parts.append(f"if latent {gate.latent} > {gate.threshold:g}")

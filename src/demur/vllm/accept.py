@@ -87,7 +87,7 @@ def _check_positions(what: str, positions: Positions) -> None:
     if positions.where in OWNERS:
         raise InputError(
             f"{what} are {positions.where!r}, which need the chat template's marks, and those are not followed inside "
-            "vLLM; use prompt, generation, last_prompt_token or all, or demur's own server"
+            "vLLM; use prompt, generation, answer, last_prompt_token or all, or demur's own server"
         )
 
 

@@ -41,4 +41,4 @@ def cache_salt(spec: SteeringSpec, prompt: int, given: str | None) -> str:
 
 
 def _depends_on_end(positions: Positions) -> bool:
-    return positions.where in ("prompt", "generation", "last_prompt_token")
+    return positions.where in ("prompt", "generation", "answer", "last_prompt_token")
