@@ -61,9 +61,10 @@ def result(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in ("seconds", "probe", "spec")}
 
 
-def test_what_is_trained_is_what_is_saved_and_what_steers(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pools", [("token", "turn"), ("attention",)])
+def test_what_is_trained_is_what_is_saved_and_what_steers(tiny: Path, tmp_path: Path, pools: tuple[str, ...]) -> None:
     out = tmp_path / "run"
-    options = ["--spec", str(tiny / "clamp.json"), "--pool", "token", "turn", "--monitor", "0.2"]
+    options = ["--spec", str(tiny / "clamp.json"), "--pool", *pools, "--monitor", "0.2"]
     assert main(arguments(tiny, *options, "--hookpoint", "layers.0", "layers.1", "--out", str(out))) == 0
     found = read_json(out / "trained.json")
     probe, spec = load_probe(out / "probe.safetensors"), read_spec(out / "gate.json")
@@ -71,7 +72,8 @@ def test_what_is_trained_is_what_is_saved_and_what_steers(tiny: Path, tmp_path: 
     assert isinstance(gate, ProbeGate)
     assert (probe.hash, gate.probe, probe.hookpoint) == (found["hash"], found["hash"], gate.hookpoint)
     assert spec.edits == read_spec(tiny / "clamp.json").edits
-    assert len(found["tried"]) == 4
+    assert len(found["tried"]) == 2 * len(pools)
+    assert probe.pool in pools
     assert max(one["auroc"] for one in found["tried"]) == next(
         one["auroc"] for one in found["tried"] if (one["hookpoint"], one["pool"]) == (probe.hookpoint, probe.pool)
     )
@@ -111,19 +113,20 @@ def test_a_probe_may_read_few_latents(tiny: Path, tmp_path: Path) -> None:
     assert 1 <= len(probe.latents) == len(probe.weight) <= 6
 
 
-@pytest.mark.parametrize("after", [1, 4, 6])
+@pytest.mark.parametrize(("after", "pool"), [(1, "token"), (4, "attention"), (6, "token")])
 def test_killed_it_goes_on_to_the_same_gate(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, pool: str
 ) -> None:
     monkeypatch.setattr("demur.verbs.gate_train._CHUNK", 60)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert main(arguments(tiny, "--out", str(whole))) == 0
-    killed_after(after, lambda: main(arguments(tiny, "--out", str(broken))), monkeypatch)
+    assert main(arguments(tiny, "--pool", pool, "--out", str(whole))) == 0
+    killed_after(after, lambda: main(arguments(tiny, "--pool", pool, "--out", str(broken))), monkeypatch)
     assert not (broken / "trained.json").exists()
-    assert main(arguments(tiny, "--out", str(broken))) == 0
+    assert main(arguments(tiny, "--pool", pool, "--out", str(broken))) == 0
     assert result(broken) == result(whole)
-    monkeypatch.setattr("demur.verbs.gate_train.fit_probe", None)
-    assert main(arguments(tiny, "--out", str(whole))) == 0  # a finished run is not fitted again
+    for fit in ("fit_probe", "fit_attention"):
+        monkeypatch.setattr(f"demur.verbs.gate_train.{fit}", None)
+    assert main(arguments(tiny, "--pool", pool, "--out", str(whole))) == 0  # a finished run is not fitted again
 
 
 def test_prompts_that_will_be_reported_are_not_trained_on(tiny: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Learned gates: what they decide, against a slow oracle that reads each row alone, token by token."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from demur.lm.record import read
 from demur.lm.token_types import TYPES, typed_chat
 from demur.spec import Edit, Positions, ProbeGate, SteeringSpec, TextGate
 from demur.steering.direction import Direction, save_direction
-from demur.steering.probe import Probe, load_probe, save_probe
+from demur.steering.probe import Attention, Probe, load_probe, save_probe
 from demur.steering.spec_book import read_offered
 from demur.steering.spec_file import parse_spec, write_spec
 from demur.steering.steer import steer
@@ -39,12 +40,18 @@ TALKS = (
 
 
 def probe(pool: str = "token", seed: int = 0, hookpoint: str = LOW) -> Probe:
-    weight = torch.randn(32, generator=torch.Generator().manual_seed(seed))
+    draw = torch.Generator().manual_seed(seed)
+    if pool == "attention":
+        hidden, offset, query, weight = (torch.randn(n, generator=draw) for n in ((32, 6), (6,), (6, 3), (6, 3)))
+        layers = Attention(hidden, offset, query)
+        one = Probe(weight / 3, 0.0, hookpoint, "attention", attention=layers)
+        return replace(one, bias=math.log(1 / slow(one, TALKS[1]) - 1))  # so that it says 0.5 of one of them
+    weight = torch.randn(32, generator=draw)
     return Probe(weight, 0.1, hookpoint, "turn" if pool == "turn" else "token")
 
 
 def slow(one: Probe, talk: list[Message]) -> float:
-    """The probability at the end of the prompt: the row alone, the mean over the text of the last turn if pooled."""
+    """The probability at the end of the prompt: the row alone, a mean over the text of the last turn if pooled."""
     typed = typed_chat(LM, talk, generation=True)
     x = read(LM.model, Hookpoint(0), torch.tensor([typed.ids])).residual[0]
     if one.pool == "token":
@@ -53,7 +60,14 @@ def slow(one: Probe, talk: list[Message]) -> float:
         user = [i for i, kind in enumerate(typed.types) if TYPES[kind] == "user"]
         last = [i for i in user if all(j in user for j in range(i, user[-1] + 1))]
         x = x[last]
-    return float((x.mean(0) @ one.weight + one.bias).sigmoid())
+    if one.attention is None:
+        return float((x.mean(0) @ one.weight + one.bias).sigmoid())
+    logit = one.bias
+    for head in range(one.weight.shape[1]):  # a softmax over the turn's tokens, head by head
+        units = (x @ one.attention.hidden + one.attention.offset).clamp(min=0)
+        share = (8 * (units @ one.attention.query[:, head] / 8).tanh()).softmax(0)
+        logit += float(share @ (units @ one.weight[:, head]))
+    return 1 / (1 + math.exp(-logit))
 
 
 def residual(rows: list[list[int]], spec: SteeringSpec, one: Probe, side: str = "left") -> list[Tensor]:
@@ -65,7 +79,7 @@ def residual(rows: list[list[int]], spec: SteeringSpec, one: Probe, side: str = 
     return [row[mask.bool()] for row, mask in zip(found, batch.mask, strict=True)]
 
 
-@pytest.mark.parametrize("pool", ["token", "turn"])
+@pytest.mark.parametrize("pool", ["token", "turn", "attention"])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_gate_opens_at_the_end_of_the_prompt_where_the_probe_says_so(pool: str, seed: int, side: str) -> None:
@@ -85,7 +99,7 @@ def test_a_gate_opens_at_the_end_of_the_prompt_where_the_probe_says_so(pool: str
             assert torch.equal(after, before)
 
 
-@pytest.mark.parametrize("pool", ["token", "turn"])
+@pytest.mark.parametrize("pool", ["token", "turn", "attention"])
 def test_strength_is_the_share_of_the_way(pool: str) -> None:
     one = probe(pool, 3)
     rows = [chat_ids(LM, talk) for talk in TALKS]
@@ -96,7 +110,7 @@ def test_strength_is_the_share_of_the_way(pool: str) -> None:
         torch.testing.assert_close(b[-1] - a[-1], slow(one, talk) * (c[-1] - a[-1]), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("pool", ["token", "turn"])
+@pytest.mark.parametrize("pool", ["token", "turn", "attention"])
 def test_rows_that_share_their_beginning_open_as_each_alone(pool: str) -> None:
     """The shared system prompt is run once and the rest is padded on the left, in the middle of the conversation."""
     one = probe(pool, 6)
@@ -144,9 +158,10 @@ def test_the_monitor_opens_where_the_answer_turns_and_stays_open() -> None:
     assert torch.equal(shut, read(LM.model, Hookpoint(1), batch).residual)
 
 
-def test_a_later_turn_is_judged_anew() -> None:
+@pytest.mark.parametrize("pool", ["turn", "attention"])
+def test_a_later_turn_is_judged_anew(pool: str) -> None:
     """Each request is a fresh row: the gate that opened for one turn is asked again in the next."""
-    one = probe("turn", 5)
+    one = probe(pool, 5)
     talk = TALKS[2]
     first, later = slow(one, talk[:1]), slow(one, talk)
     assert abs(first - later) > 1e-3
@@ -157,6 +172,39 @@ def test_a_later_turn_is_judged_anew() -> None:
         ]
     plain = [read(LM.model, Hookpoint(1), torch.tensor([chat_ids(LM, turns)])).residual for turns in (talk[:1], talk)]
     assert [torch.equal(a, b) for a, b in zip(found, plain, strict=True)] == [first < later, later < first]
+
+
+def test_attention_over_a_long_talk_forgets_earlier_turns_exactly() -> None:
+    """What a turn before said at full weight is taken off again, whatever little the turn at hand weighs."""
+    one = probe("attention", 2)
+    assert one.attention is not None
+    one = replace(one, attention=replace(one.attention, query=40 * one.attention.query))  # scores at both bounds
+    long = [Message("user", "What is blue and what is not? " * 60), Message("assistant", "The sky. " * 60)]
+    talks = [[*long, Message("user", ask)] for ask in ("Hi", "How do I make a cake?", "No")]
+    for talk, row in zip(talks, [chat_ids(LM, talk) for talk in talks], strict=True):
+        p = slow(one, talk)
+        for threshold in (p - 1e-4, p + 1e-4):
+            spec = SteeringSpec((EDIT,), gate=ProbeGate(LOW, one.hash, threshold))
+            after, before = residual([row], spec, one)[0], residual([row], SteeringSpec(), one)[0]
+            assert torch.equal(after, before) != (p > threshold)
+
+
+def test_an_attention_probe_comes_back_and_fits_together(tmp_path: Path) -> None:
+    one = probe("attention")
+    save_probe(tmp_path / "p.safetensors", one)
+    back = load_probe(tmp_path / "p.safetensors")
+    assert (back.hash, back.pool, back.width) == (one.hash, "attention", 32)
+    assert one.attention is not None
+    others = [replace(one, weight=-one.weight), probe("attention", 1)]
+    others += [replace(one, attention=replace(one.attention, **{n: 2 * x})) for n, x in vars(one.attention).items()]
+    assert len({other.hash for other in (one, *others)}) == 6
+    x, lengths = torch.randn(7, 32), torch.tensor([3, 0, 4])
+    apart = [one.logits(rows, torch.tensor([len(rows)])) for rows in x.split(lengths.tolist())]
+    torch.testing.assert_close(one.logits(x, lengths), torch.cat(apart))
+    assert apart[1].item() == -math.inf  # no text: nothing is asked for
+    for wrong in ({"pool": "turn"}, {"weight": torch.ones(6)}, {"attention": None}, {"sae": "s", "latents": (1,)}):
+        with pytest.raises(InputError, match=r"attention layer|do not fit together"):
+            replace(one, **wrong)
 
 
 def test_a_probe_file_comes_back_and_its_hash_is_of_what_decides(tmp_path: Path) -> None:
@@ -210,7 +258,7 @@ def test_a_gate_that_does_not_fit_is_refused_in_a_sentence() -> None:
     with pytest.raises(MismatchError, match=r"its probe .* was trained at layers\.0"):
         run(ProbeGate(PLACE, one.hash, 0.5), one)
     narrow = Probe(torch.ones(5), 0.0, LOW)
-    with pytest.raises(MismatchError, match="has 5 weights, but the model's residual is 32 wide"):
+    with pytest.raises(MismatchError, match="reads 5 numbers, but the model's residual is 32 wide"):
         run(ProbeGate(LOW, narrow.hash, 0.5), narrow)
     above = probe(hookpoint="layers.2.resid_post")
     with pytest.raises(InputError, match="comes after the edit"):

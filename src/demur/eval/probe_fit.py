@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from demur.errors import InputError
 from demur.eval.statistics import clopper_pearson
+from demur.steering.probe import Attention
 from demur.types import Estimate
 
 Kind = Literal["harmful", "lookalike", "benign"]
@@ -32,24 +33,31 @@ class Fit(NamedTuple):
     """A fitted probe."""
 
     weight: Floats
-    """[d]"""
+    """[d]; with `attention` [units, heads]."""
     bias: float
-    penalty: float
-    """The chosen C."""
+    penalty: float | None
+    """The chosen C; of an attention probe none."""
     out_of_fold: Floats
     """[n] probability of each prompt by a fit that has not seen it."""
     auroc: float
     """Out of fold, harmful against look-alikes and benign prompts, each of the three kinds counting alike in all."""
+    attention: Attention | None = None
 
 
-def fit_probe(x: Floats, kinds: Sequence[Kind], groups: Sequence[Hashable], seed: int = 0) -> Fit:
-    """Fit on inputs `x` [n, d]; prompts of one group (twins, or one prompt under several system prompts) stay together.
+class Split(NamedTuple):
+    """What a fit is made and judged on."""
 
-    Half of the weight is on harmful prompts, and a quarter on each other kind, however many there are of each. Raises
-    `InputError` with fewer than `FOLDS` groups of harmful or of other prompts.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
+    harmful: NDArray[np.bool_]
+    """[n]"""
+    weights: Floats
+    """[n] as `weights_of` gives them."""
+    folds: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    """Of each fold the rows to train on and those to predict."""
+
+
+def split(kinds: Sequence[Kind], groups: Sequence[Hashable], seed: int) -> Split:
+    """Folds in which prompts of one group stay together. Raises `InputError` with fewer than `FOLDS` groups of harmful
+    or of other prompts."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     harmful = np.array([kind == "harmful" for kind in kinds])
@@ -60,10 +68,38 @@ def fit_probe(x: Floats, kinds: Sequence[Kind], groups: Sequence[Hashable], seed
             raise InputError(
                 f"{len(set(group[chosen]))} different {what} prompts were given to train on; give at least {FOLDS}"
             )
-    weights = weights_of(kinds)
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(harmful, harmful, group)
+    return Split(harmful, weights_of(kinds), list(folds))
+
+
+def calibrated(logits: Floats, plan: Split) -> tuple[float, float, Floats]:
+    """Slope and offset by which out-of-fold `logits` [n] become log-odds (Platt), and the probabilities [n]."""
+    from sklearn.linear_model import LogisticRegression
+
+    platt = LogisticRegression(C=1e6, max_iter=2_000).fit(logits[:, None], plan.harmful, sample_weight=plan.weights)
+    slope, offset = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+    return slope, offset, _sigmoid(slope * logits + offset)
+
+
+def weighted_auroc(logits: Floats, plan: Split) -> float:
+    """Of out-of-fold logits, the kinds weighted as in the fit."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(plan.harmful, logits, sample_weight=plan.weights))
+
+
+def fit_probe(x: Floats, kinds: Sequence[Kind], groups: Sequence[Hashable], seed: int = 0) -> Fit:
+    """Fit on inputs `x` [n, d]; prompts of one group (twins, or one prompt under several system prompts) stay together.
+
+    Half of the weight is on harmful prompts, and a quarter on each other kind, however many there are of each. Raises
+    `InputError` with fewer than `FOLDS` groups of harmful or of other prompts.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    plan = split(kinds, groups, seed)
+    harmful, weights, folds = plan
     center, scale = _standard(x, weights)
     z = (x - center) / scale
-    folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(z, harmful, group))
     best: tuple[float, float, Floats] | None = None
     for penalty in PENALTIES:
         logits = np.empty(len(z))
@@ -71,18 +107,17 @@ def fit_probe(x: Floats, kinds: Sequence[Kind], groups: Sequence[Hashable], seed
             model = LogisticRegression(C=penalty, max_iter=2_000)
             model.fit(z[train], harmful[train], sample_weight=weights[train])
             logits[test] = model.decision_function(z[test])
-        auroc = float(roc_auc_score(harmful, logits, sample_weight=weights))
+        auroc = weighted_auroc(logits, plan)
         if best is None or auroc > best[0]:
             best = auroc, penalty, logits
     assert best is not None
     auroc, penalty, logits = best
     model = LogisticRegression(C=penalty, max_iter=2_000).fit(z, harmful, sample_weight=weights)
-    # Platt: one slope and offset, fitted to predictions that the slope cannot have seen
-    platt = LogisticRegression(C=1e6, max_iter=2_000).fit(logits[:, None], harmful, sample_weight=weights)
-    slope, offset = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+    # fitted to predictions that the slope cannot have seen
+    slope, offset, out_of_fold = calibrated(logits, plan)
     weight = model.coef_[0] / scale
     bias = float(model.intercept_[0] - center @ weight)
-    return Fit(slope * weight, slope * bias + offset, penalty, _sigmoid(slope * logits + offset), auroc)
+    return Fit(slope * weight, slope * bias + offset, penalty, out_of_fold, auroc)
 
 
 def weights_of(kinds: Sequence[Kind]) -> Floats:

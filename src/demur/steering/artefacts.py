@@ -93,10 +93,9 @@ class Artefacts:
                 f"the gate reads {gate.hookpoint}, but its probe {gate.probe} was trained at {found.hookpoint}; give "
                 "the gate the probe's hookpoint"
             )
-        if not found.sae and len(found.weight) != width(self._model):
+        if not found.sae and found.width != width(self._model):
             raise MismatchError(
-                f"probe {gate.probe} has {len(found.weight)} weights, but the model's residual is "
-                f"{width(self._model)} wide"
+                f"probe {gate.probe} reads {found.width} numbers, but the model's residual is {width(self._model)} wide"
             )
         return found
 

@@ -38,14 +38,14 @@ def latent_exceeds(gate: LatentGate, sae: Sae, exact: bool) -> Fires:
 class ByRow:
     """Numbers remembered of each row of a call from pass to pass; rows that start afresh have `nothing`."""
 
-    def __init__(self, nothing: float, columns: int = 1) -> None:
-        self._nothing, self._columns = nothing, columns
+    def __init__(self, nothing: float, columns: int = 1, dtype: torch.dtype = torch.float32) -> None:
+        self._nothing, self._columns, self._dtype = nothing, columns, dtype
         self._kept: Tensor | None = None
 
     def before(self, step: Step, batch: int, device: torch.device) -> Tensor:
         """[batch, columns] what is remembered of the rows of the pass."""
         if self._kept is None or len(self._kept) != step.total:
-            self._kept = torch.full((step.total, self._columns), self._nothing, device=device)
+            self._kept = torch.full((step.total, self._columns), self._nothing, dtype=self._dtype, device=device)
         elif step.fresh:  # for the rows of this pass; others may be under way
             self._kept = self._kept.index_fill(0, step.rows, self._nothing)
         return self._kept[step.rows[:batch]]
@@ -64,17 +64,25 @@ class Probability:
     def __init__(self, probe: Probe, sae: Sae | None, exact: bool, device: torch.device) -> None:
         self._probe, self._sae = probe, sae
         self._weight = probe.weight.to(device)
+        self._attention = probe.attention.to(device) if probe.attention is not None else None
         self._reader = sae.reader(list(probe.latents), exact) if sae is not None else None
-        self.pools = probe.pool == "turn"
+        self.pools = probe.pool != "token"
         """Needs to know whose text each token is."""
-        self._kept = ByRow(0.0, columns=4)
+        self._heads = 1 if probe.attention is None else probe.weight.shape[1]
+        # sums over a long conversation, of which an early part is taken off again: double precision
+        self._kept = ByRow(0.0, 2 * self._heads + 2, torch.float64)
 
     def read(self, residual: Tensor, step: Step, owner: Tensor | None) -> Tensor:
         """[batch, pos] float32. `owner` [batch, pos]: whose text each token is, where the probe `pools`."""
-        logits = self._logits(residual, step)
-        if self.pools:
-            assert owner is not None
-            logits = self._pooled(logits, step, owner.to(logits.device))
+        if not self.pools:
+            return self._logits(residual, step).sigmoid()
+        assert owner is not None
+        if self._attention is not None:
+            said, counts = self._attention(residual, self._weight)
+            logits = self._pooled(said, counts, step, owner.to(said.device)) + self._probe.bias
+        else:
+            said = self._logits(residual, step).unsqueeze(-1)
+            logits = self._pooled(said, torch.ones_like(said), step, owner.to(said.device))
         return logits.sigmoid()
 
     def _logits(self, residual: Tensor, step: Step) -> Tensor:
@@ -84,13 +92,15 @@ class Probability:
         wanted = (step.positions.to(x.device) >= 0).reshape(-1, 1).expand(-1, len(self._weight))
         return (self._reader(x, wanted).float() @ self._weight + self._probe.bias).view(residual.shape[:-1])
 
-    def _pooled(self, logits: Tensor, step: Step, owner: Tensor) -> Tensor:
-        """Mean of the logits, which is the logit of the mean, over the current turn's text up to each token.
+    def _pooled(self, said: Tensor, counts: Tensor, step: Step, owner: Tensor) -> Tensor:
+        """[batch, pos]: of each head the mean of what is `said` [batch, pos, heads], each token weighing what it
+        `counts`, over the current turn's text up to each token; summed over heads. -inf where there is none.
 
         Text before any turn, as of a row that is no conversation, is a turn of its own; its first token, which is an
         attention sink, does not count. A template's tokens belong to the turn before them.
         """
-        sums, count, whose, before = self._kept.before(step, len(logits), logits.device).unsqueeze(1).unbind(-1)
+        kept = self._kept.before(step, len(said), said.device).unsqueeze(1)
+        sums, (whose, before) = kept[..., :-2].unflatten(-1, (2, -1)), kept[..., -2:].unbind(-1)
         text = step.positions.to(owner.device) >= 0
         spoken = ((owner == USER) | (owner == ASSISTANT)) & text
         places = torch.arange(owner.shape[1], device=owner.device).expand_as(owner)
@@ -101,16 +111,15 @@ class Probability:
         known = torch.where(text, owner, before.long())
         starts = spoken & (owner != torch.cat([before.long(), known[:, :-1]], 1))
         counted = torch.where(turn == TEMPLATE, (owner == TEMPLATE) & (step.positions.to(owner.device) > 0), spoken)
-        own = logits.masked_fill(~counted, 0.0)
-        total, number = own.cumsum(1) + sums, counted.cumsum(1) + count
+        own = torch.stack([said * counts, counts], -2).double().masked_fill(~counted[..., None, None], 0.0)
+        total = own.cumsum(1) + sums
         # what stood before the latest start is not of this turn
         start = torch.where(starts, places, -1).cummax(1).values
-        begun, at = start >= 0, start.clamp(min=0)
-        total = total - torch.where(begun, (total - own).gather(1, at), 0.0)
-        number = number - torch.where(begun, (number - counted.float()).gather(1, at), 0.0)
-        last = [one[:, -1].float() for one in (total, number, turn, known)]
-        self._kept.after(step, torch.stack(last, 1))
-        return torch.where(number > 0, total / number.clamp(min=1), -torch.inf)
+        before_it = (total - own).gather(1, start.clamp(min=0)[..., None, None].expand_as(own))
+        total = total - torch.where((start >= 0)[..., None, None], before_it, 0.0)
+        self._kept.after(step, torch.cat([total[:, -1].flatten(1), torch.stack([turn, known], -1)[:, -1]], 1))
+        mean = torch.where(total[..., 1, :] > 0, total[..., 0, :] / total[..., 1, :], -torch.inf)
+        return mean.sum(-1).float()
 
 
 class GateState:

@@ -128,7 +128,7 @@ def turns_of(model: PreTrainedModel | LanguageModel, specs: Sequence[SteeringSpe
     gates = [one.gate for one in specs if one.edits]
     looks += [gate.positions for gate in gates if isinstance(gate, LatentGate | NamedGate | ProbeGate)]
     needed: list[str] = [look.where for look in looks if look.where in OWNERS]
-    needed += ["of a turn" for gate in gates if isinstance(gate, ProbeGate) and found.probe(gate).pool == "turn"]
+    needed += ["of a turn" for gate in gates if isinstance(gate, ProbeGate) and found.probe(gate).pool != "token"]
     if not needed:
         return None
     if not isinstance(model, LanguageModel):

@@ -27,8 +27,9 @@ class GateConfig:
     hookpoint: tuple[str, ...] = ()
     """Where the probe may read, as layers.16; of several the one that tells prompts apart best out of fold. Default:
     the lowest hookpoint of --spec, or of the SAE."""
-    pool: tuple[Literal["token", "turn"], ...] = ("token",)
-    """What it reads: the last token of the prompt, or the mean over the last user turn; of both the better one."""
+    pool: tuple[Literal["token", "turn", "attention"], ...] = ("token",)
+    """What it reads: the last token of the prompt, the mean over the last user turn, or what a small network attends to
+    in that turn; of several the one that tells prompts apart best out of fold. vLLM follows `token` only."""
     inputs: Literal["residual", "latents"] = "residual"
     """Whether it reads the residual itself or SAE latents of it."""
     sae: str = "smollm2-135m-instruct"
@@ -74,6 +75,8 @@ class GateConfig:
         for name in ("harmful", "benign", "pool", "system"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty; give at least one")
+        if self.inputs == "latents" and "attention" in self.pool:
+            raise InputError("pool attention reads the residual, not latents; use token or turn, or inputs residual")
         if both := set(self.exclude) & {*self.harmful, *self.lookalike, *self.benign}:
             raise InputError(f"{sorted(both)[0]} is to be trained on and to be left out; choose one")
 

@@ -21,10 +21,23 @@ from torch import Tensor
 from demur import progress
 from demur.data.prompts import spread
 from demur.errors import InputError
-from demur.eval.probe_fit import Bin, Fit, Kind, alarm_rate, auroc, calibration, fit_probe, threshold_for, weights_of
+from demur.eval.attention_fit import EPOCHS, fit_attention
+from demur.eval.probe_fit import (
+    FOLDS,
+    Bin,
+    Fit,
+    Kind,
+    alarm_rate,
+    auroc,
+    calibration,
+    fit_probe,
+    threshold_for,
+    weights_of,
+)
 from demur.features.proposers.probe import sparse_weights
 from demur.lm.chat import chat_ids, with_system
 from demur.lm.generate import generate
+from demur.lm.harvest import STORED
 from demur.lm.hookpoints import device_at
 from demur.lm.load import LanguageModel, load
 from demur.record import from_json, read_json, to_json, whole_file, write_json, write_text
@@ -32,7 +45,7 @@ from demur.sae.store import check_fits, load_sae
 from demur.spec import ProbeGate
 from demur.steering.edits_at import lowest_hookpoint
 from demur.steering.probe import Pool, Probe, save_probe
-from demur.steering.probe_inputs import probabilities_written, probe_inputs
+from demur.steering.probe_inputs import At, Inputs, probabilities_written, probe_inputs
 from demur.steering.spec_file import read_spec, write_spec
 from demur.types import Estimate, Hookpoint, Prompt, Run, parse_hookpoint, stable_hash
 from demur.verbs.gate_config import GateConfig, GateTrain
@@ -56,8 +69,8 @@ class Tried:
 
     hookpoint: str
     pool: Pool
-    penalty: float
-    """scikit-learn's C, chosen out of fold."""
+    penalty: float | None
+    """scikit-learn's C, chosen out of fold; of pool attention none."""
     auroc: float
     """Out of fold, each kind of prompt counting as `fit_probe` says."""
 
@@ -199,9 +212,14 @@ class _Training:
         groups = [one.group for one in self.examples for _ in range(systems)]
         with self.clock.step("reading prompts"):
             inputs = self._inputs(self.examples)
-        tried: dict[tuple[Hookpoint, Pool], tuple[Fit, list[int]]] = {}
+        tried: dict[At, tuple[Fit, list[int]]] = {}
         with self.clock.step("fitting"):
-            for place, x in inputs.items():
+            for place, x in inputs.at.items():
+                if place[1] == "attention":
+                    with progress.track(f"fitting at {place[0]}", FOLDS * EPOCHS, "epochs") as advance:
+                        lengths = inputs.lengths.tolist()
+                        tried[place] = fit_attention(x, lengths, kinds, groups, config.seed, advance), []
+                    continue
                 chosen = self._latents(x, kinds)
                 columns = x[:, chosen] if chosen else x
                 tried[place] = fit_probe(columns.double().numpy(), kinds, groups, config.seed), chosen
@@ -219,6 +237,7 @@ class _Training:
             at[1],
             self.sae.hash if self.sae is not None and chosen else "",
             tuple(chosen),
+            fit.attention,
         )
         monitor = 1.0
         if config.monitor:
@@ -269,8 +288,8 @@ class _Training:
             alarms: dict[str, float] = {kind: share(highest, kind) for kind in others}
             yield Operating(allowed, threshold, share(lowest, "harmful"), alarms)
 
-    def _inputs(self, examples: Sequence[Example]) -> dict[tuple[Hookpoint, Pool], Tensor]:
-        """By place [examples x system prompts, width], read in pieces that are kept."""
+    def _inputs(self, examples: Sequence[Example]) -> Inputs:
+        """Of examples x system prompts, read in pieces that are kept."""
         rows = [self._row(one.prompt, system) for one in examples for system in self.config.system]
         sae = self.sae.sae if self.sae is not None and self.config.inputs == "latents" else None
         pieces: list[dict[str, Tensor]] = []
@@ -281,13 +300,18 @@ class _Training:
                 if not path.exists():
                     made = probe_inputs(self.lm, some, self.places, self.config.pool, advance, sae)
                     path.parent.mkdir(exist_ok=True)
+                    # many tokens: half of the precision, as for shards
+                    kept = {f"{p} {o}": x.to(STORED) if o == "attention" else x for (p, o), x in made.at.items()}
                     with whole_file(path) as temporary:
-                        save_file({f"{p} {pool}": x for (p, pool), x in made.items()}, temporary)
+                        save_file({**kept, "lengths": made.lengths}, temporary)
                 else:
                     advance(len(some))
                 pieces.append(load_file(path))
         places = product(self.places, self.config.pool)
-        return {(p, pool): torch.cat([piece[f"{p} {pool}"] for piece in pieces]) for p, pool in places}
+        return Inputs(
+            {(p, pool): torch.cat([piece[f"{p} {pool}"] for piece in pieces]) for p, pool in places},
+            torch.cat([piece["lengths"] for piece in pieces]),
+        )
 
     def _row(self, prompt: Prompt, system: str) -> list[int]:
         return chat_ids(self.lm, with_system(prompt, system))
@@ -303,9 +327,10 @@ class _Training:
         at = parse_hookpoint(probe.hookpoint)
         sae = self.sae.sae if self.sae is not None and probe.sae else None
         rows = [self._row(prompt, self.config.system[0]) for prompt in prompts]
-        x = probe_inputs(self.lm, rows, [at], [probe.pool], sae=sae)[at, probe.pool]
+        made = probe_inputs(self.lm, rows, [at], [probe.pool], sae=sae)
+        x = made.at[at, probe.pool]
         x = x[:, list(probe.latents)] if probe.sae else x
-        found: list[float] = (x @ probe.weight + probe.bias).sigmoid().tolist()
+        found: list[float] = probe.logits(x, made.lengths).sigmoid().tolist()
         return found
 
     def _written(self, probe: Probe, prompts: Sequence[Prompt]) -> list[float]:
@@ -362,11 +387,16 @@ def _card(found: TrainedGate, run: Run) -> str:
         return percent(one.monitored) if one.monitored else "not monitored"
 
     gate = found.gate
+    what = (
+        "A network of attention heads over the user's turn, on the residual"
+        if max(found.tried, key=lambda one: one.auroc).pool == "attention"
+        else "A logistic regression on the residual"
+    )
     watched = f", and in answers above {gate.monitor:.4f}" if gate.monitor < 1 else ""
     lines = [
         f"# Gate {found.hash}",
         "",
-        f"A logistic regression on the residual of {found.model} at `{gate.hookpoint}`, which opens above a "
+        f"{what} of {found.model} at `{gate.hookpoint}`, which opens above a "
         f"probability of {gate.threshold:.4f}{watched}.",
         f"Made by `demur gate train` on {run.started}, source {run.commit or 'unknown'}.",
         "",
