@@ -79,13 +79,13 @@ SUITES: tuple[Suite, ...] = (
     _OWN,
     replace(_OWN, name="lookalike", title="demur's look-alikes of them", harmful=None, benign=120),
     replace(_OWN, name="plain", title="demur's plain requests", harmful=None, benign=120),
-    replace(_OWN, name="twins-harmful", title="demur's training set for gates: harmful", harmful=499, note=_TRAINING),
+    replace(_OWN, name="twins-harmful", title="demur's training set for gates: harmful", harmful=4211, note=_TRAINING),
     replace(
         _OWN,
         name="twins-lookalike",
         title="demur's training set for gates: a look-alike of each",
         harmful=None,
-        benign=499,
+        benign=4211,
         note=_TRAINING,
     ),
     replace(
@@ -93,7 +93,7 @@ SUITES: tuple[Suite, ...] = (
         name="everyday",
         title="demur's training set for gates: plain requests",
         harmful=None,
-        benign=420,
+        benign=720,
         note=_TRAINING,
     ),
     Suite(
