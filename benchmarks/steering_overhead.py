@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ from demur.sae.topk import TopKSae
 from demur.spec import Edit, ProbeGate, SteeringSpec
 from demur.steering.counter import Counter
 from demur.steering.layer import SaeEdits
-from demur.steering.probe import Probe
+from demur.steering.spec_file import read_spec
 from demur.steering.steer import steer
 from demur.types import SAFETY_SYSTEM_PROMPT, Message
 
@@ -92,7 +93,7 @@ def say(text: str) -> None:
 # --- whole generations ----------------------------------------------------------------------------
 
 
-def answer(lm: LanguageModel, batch: Any, spec: Any, directions: Sequence[Probe] = ()) -> None:
+def answer(lm: LanguageModel, batch: Any, spec: Any) -> None:
     model: Any = lm.model
     settings = {
         "max_new_tokens": NEW_TOKENS,
@@ -104,7 +105,7 @@ def answer(lm: LanguageModel, batch: Any, spec: Any, directions: Sequence[Probe]
         if spec is None:
             model.generate(input_ids=batch.ids, attention_mask=batch.mask, **settings)
         else:
-            with steer(lm, spec, directions=directions):
+            with steer(lm, spec):
                 model.generate(input_ids=batch.ids, attention_mask=batch.mask, **settings)
 
 
@@ -125,17 +126,16 @@ def generations(rounds: int, value: float) -> dict[str, float]:
     mixed = [
         SteeringSpec((clamp(place, latents[i]), clamp(SECOND_BLOCK, latents[(i + 1) % 8]))) for i in range(len(asked))
     ]
-    # a probe as demur gate train makes it, which never opens, and one that opens for every row
-    probe = Probe(torch.zeros(lm.d_model), 0.0, place, pool="turn")
-    shut, opened = (replace(one, gate=ProbeGate(place, probe.hash, threshold)) for threshold in (0.6, 0.4))
+    # the spec that ships, with a gate that never opens, and one that opens for every row
+    gated = read_spec(Path("balanced"))
+    assert isinstance(gated.gate, ProbeGate)
+    shut, opened = (replace(gated, gate=replace(gated.gate, threshold=threshold)) for threshold in (1.0, 0.0))
     found = {}
     for name, rows, specs in (("batch1", asked[:1], [one]), ("batch8", asked, [one, mixed, shut, opened])):
         say(f"{name}: {NEW_TOKENS} tokens, unsteered and steered in turns")
         batch = pad(lm, rows, side="left")
         start = time.perf_counter()
-        ratios = paired(
-            partial(answer, lm, batch, None), [partial(answer, lm, batch, s, [probe]) for s in specs], rounds
-        )
+        ratios = paired(partial(answer, lm, batch, None), [partial(answer, lm, batch, s) for s in specs], rounds)
         found[f"{name}_seconds_a_round"] = (time.perf_counter() - start) / (rounds + 1)
         names = (f"{name}_ratio", "mixed_ratio", "gate_shut_ratio", "gate_open_ratio")
         for label, values in zip(names, ratios, strict=False):

@@ -228,7 +228,7 @@ def test_a_probe_file_comes_back_and_its_hash_is_of_what_decides(tmp_path: Path)
         (None, "not a probe that demur gate train wrote"),
         ("[]", "not a probe that demur gate train wrote"),
         ("{", "not a whole safetensors file"),
-        ('{"bias": 0}', "header that is wrong"),
+        ('{"bias": 0}', "content that is wrong"),
         (json.dumps({"bias": "x", "hookpoint": LOW, "pool": "token", "sae": "", "latents": [], "card": {}}), "wrong"),
         (json.dumps({"bias": 0, "hookpoint": LOW, "pool": "sum", "sae": "", "latents": [], "card": {}}), "pool 'sum'"),
         (json.dumps({"bias": 0, "hookpoint": LOW, "pool": "token", "sae": "x", "latents": [1], "card": {}}), "weights"),

@@ -123,7 +123,7 @@ READS = {
 @pytest.mark.parametrize(
     ("probe", "more", "said"),
     [
-        ("turn", {}, "reads the mean over a turn"),
+        ("turn", {}, "reads a whole turn"),
         ("latents", {}, "reads 2 SAE latents"),
         ("narrow", {}, "has 5 weights, but the model's residual is 32 wide"),
         ("above", {}, "which comes after the edit"),

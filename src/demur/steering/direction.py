@@ -7,18 +7,17 @@ A direction is a file of its own, named by its hash; a spec holds the hash only.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from demur.errors import InputError, NotFoundError
-from demur.record import whole_file
+from demur.errors import InputError
+from demur.steering.vector_file import read_vector, write_vector, wrong
 from demur.types import stable_hash
+
+_FORMAT = "demur-direction/1"
 
 
 @dataclass(frozen=True)
@@ -67,23 +66,16 @@ def difference_in_means(positive: Tensor, negative: Tensor, hookpoint: str) -> D
 def save_direction(path: Path, direction: Direction) -> None:
     """Write one safetensors file, whole or not at all."""
     about = {"hookpoint": direction.hookpoint, "method": direction.method, "sigma": direction.sigma}
-    with whole_file(path) as temporary:
-        save_file(
-            {"vector": direction.vector.float().contiguous().cpu()}, temporary, {"demur-direction/1": json.dumps(about)}
-        )
+    write_vector(path, _FORMAT, {"vector": direction.vector}, about)
 
 
 def load_direction(path: Path) -> Direction:
     """Read a file of `save_direction`. Raises `NotFoundError` or `InputError`."""
+    about, tensors = read_vector(path, _FORMAT, "direction", "demur.steering.direction.save_direction")
     try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("demur-direction/1", "null"))
-            names = set(file.keys())
-            vector = file.get_tensor("vector") if "vector" in names else None
-    except FileNotFoundError:
-        raise NotFoundError(f"direction file {path} does not exist") from None
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not a whole safetensors file of a direction ({error}); copy it again") from None
-    if about is None or vector is None or vector.ndim != 1:
-        raise InputError(f"{path} is a safetensors file, but not a direction that demur wrote")
-    return Direction(vector, str(about["hookpoint"]), str(about["method"]), float(about["sigma"]))
+        vector = tensors["vector"]
+        if vector.ndim != 1:
+            raise ValueError(f"a vector of shape {tuple(vector.shape)}")
+        return Direction(vector, str(about["hookpoint"]), str(about["method"]), float(about["sigma"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise wrong(path, "direction", error) from None

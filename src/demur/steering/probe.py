@@ -8,19 +8,16 @@ how its probabilities were calibrated. A spec holds the hash only; the hash cove
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from demur.errors import InputError, NotFoundError
-from demur.record import whole_file
+from demur.errors import InputError
+from demur.steering.vector_file import read_vector, write_vector, wrong
 from demur.types import stable_hash
 
 PROBE_FORMAT = "demur-probe/1"
@@ -133,40 +130,17 @@ def save_probe(path: Path, probe: Probe) -> None:
         "latents": list(probe.latents),
         "card": dict(probe.card),
     }
-    with whole_file(path) as temporary:
-        tensors = {"weight": probe.weight} | (vars(probe.attention) if probe.attention is not None else {})
-        save_file(
-            {name: one.detach().float().contiguous().cpu() for name, one in tensors.items()},
-            temporary,
-            {PROBE_FORMAT: json.dumps(about)},
-        )
-
-
-def is_probe(path: Path) -> bool:
-    """Whether the file says that it is one of `save_probe`; false also for a file that cannot be read."""
-    try:
-        with safe_open(path, "pt") as file:
-            return PROBE_FORMAT in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+    tensors = {"weight": probe.weight} | (vars(probe.attention) if probe.attention is not None else {})
+    write_vector(path, PROBE_FORMAT, tensors, about)
 
 
 def load_probe(path: Path) -> Probe:
     """Read a file of `save_probe`. Raises `NotFoundError` or `InputError`."""
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get(PROBE_FORMAT, "null"))
-            tensors = {name: file.get_tensor(name).float() for name in set(file.keys())}
-    except FileNotFoundError:
-        raise NotFoundError(f"probe file {path} does not exist; make one with demur gate train") from None
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not a whole safetensors file of a probe ({error}); copy it again") from None
-    if not isinstance(about, dict) or "weight" not in tensors:
-        raise InputError(f"{path} is a safetensors file, but not a probe that demur gate train wrote")
+    about, tensors = read_vector(path, PROBE_FORMAT, "probe", "demur gate train")
     try:
         pool = about["pool"]
-        if pool not in get_args(Pool) or not all(bool(one.isfinite().all()) for one in tensors.values()):
-            raise ValueError(f"pool {pool!r}, or a weight that is no number")
+        if pool not in get_args(Pool):
+            raise ValueError(f"pool {pool!r}")
         layers = {name: tensors[name] for name in ("hidden", "offset", "query")} if pool == "attention" else {}
         return Probe(
             tensors["weight"],
@@ -179,4 +153,4 @@ def load_probe(path: Path) -> Probe:
             about["card"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is a probe file with a header that is wrong ({error}); copy it again") from None
+        raise wrong(path, "probe", error) from None

@@ -87,6 +87,8 @@ class Rows:
                     if before is not None and key in before._gates:
                         self._gates[key].continue_from(before._gates[key])
                 self._gates[key].specs.append(number)
+        self.gated = {gate.place for gate in self._gates.values()}
+        """Where gates read."""
         self._pass: Step | None = None
         self._on = torch.empty(0)
         self.strength: Tensor | None = None
@@ -96,11 +98,6 @@ class Rows:
     def slots(self, of: Tensor) -> None:
         """Row r of a pass has the spec `of[r]` [slots], in place of spec i for row i; it may be changed on the way."""
         self._of = of
-
-    @property
-    def gated(self) -> set[Hookpoint]:
-        """Where gates read."""
-        return {gate.place for gate in self._gates.values()}
 
     def which(self, step: Step) -> Tensor:
         """[batch], or [1] for one spec: which spec each row of the pass has."""

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from demur.steering.direction import Direction, load_direction
-from demur.steering.probe import Probe, is_probe, load_probe
+from demur.steering.probe import PROBE_FORMAT, Probe, load_probe
+from demur.steering.vector_file import has_form
 
 Vector = Direction | Probe
 
@@ -18,4 +19,4 @@ def load_vectors(directions: Iterable[Path], probes: Iterable[Path]) -> list[Vec
 
 def load_vector(path: Path) -> Vector:
     """The direction or probe in a safetensors file. Raises as `load_direction` does."""
-    return load_probe(path) if is_probe(path) else load_direction(path)
+    return load_probe(path) if has_form(path, PROBE_FORMAT) else load_direction(path)

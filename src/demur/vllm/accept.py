@@ -64,8 +64,8 @@ def _check_probe(gate: ProbeGate, probe: Probe) -> None:
         )
     if probe.pool != "token":
         raise InputError(
-            f"the gate's probe {gate.probe} reads the mean over a turn, and turns are not followed inside vLLM; train "
-            "one that reads the last token, or use demur's own server"
+            f"the gate's probe {gate.probe} reads a whole turn ({probe.pool}), and turns are not followed inside "
+            "vLLM; train one that reads the last token, or use demur's own server"
         )
     if gate.strength != "full":
         raise InputError(
