@@ -70,7 +70,7 @@ SYSTEM = (
 )
 SYSTEM_LABEL = "safety system prompt"
 MARGIN = 0.02
-FULLY = (CHOSEN, "clamp", "clamp at 8", "cautious", "strict")
+FULLY = (CHOSEN, "clamp", "clamp at 8")
 """Sides that are tried on every prompt; the others on an even part."""
 
 

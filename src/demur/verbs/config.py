@@ -11,6 +11,7 @@ import tyro
 from demur.errors import InputError
 from demur.sae.config import Recipe, TrainConfig
 from demur.types import SAFETY_SYSTEM_PROMPT
+from demur.verbs.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -299,17 +300,9 @@ class Select:
 
 
 @dataclass(frozen=True)
-class Steered:
+class Steered(ModelConfig):
     """Which model, under which spec. Without a spec or a latent the model runs as it is."""
 
-    model: str = "smollm2-135m-instruct"
-    """Embedded model name, hub id, local folder or GGUF file."""
-    revision: str = ""
-    """Revision of a hub model."""
-    dtype: str = "float32"
-    """Precision of the model: float32, bfloat16 or float16."""
-    device: str = "cpu"
-    """Torch device: cpu, cuda, or auto to spread a large model."""
     spec: Path | None = None
     """Spec file (JSON, docs/spec.schema.json)."""
     latent: int | None = None

@@ -8,20 +8,13 @@ import tyro
 
 from demur.errors import InputError
 from demur.types import SAFETY_SYSTEM_PROMPT
+from demur.verbs.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
-class GateConfig:
+class GateConfig(ModelConfig):
     """What a gate's probe is trained on."""
 
-    model: str = "smollm2-135m-instruct"
-    """Embedded model name, hub id, local folder or GGUF file."""
-    revision: str = ""
-    """Revision of a hub model."""
-    dtype: str = "float32"
-    """Precision of the model: float32, bfloat16 or float16."""
-    device: str = "cpu"
-    """Torch device: cpu, cuda, or auto to spread a large model."""
     spec: Path | None = None
     """Spec (JSON) to be gated: where its lowest edit is, the probe reads by default, and a gated copy is written."""
     hookpoint: tuple[str, ...] = ()

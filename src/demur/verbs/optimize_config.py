@@ -11,23 +11,16 @@ from demur.errors import InputError
 from demur.results import Objective
 from demur.types import SAFETY_SYSTEM_PROMPT
 from demur.verbs.eval_config import named_limit
+from demur.verbs.model_config import ModelConfig
 
 Where = Literal["all", "prompt", "generation", "answer", "first", "half_life"]
 GateKind = Literal["none", "latent", "probe"]
 
 
 @dataclass(frozen=True)
-class OptimizeConfig:
+class OptimizeConfig(ModelConfig):
     """What is searched, and on what. All prompts are of the select split."""
 
-    model: str = "smollm2-135m-instruct"
-    """Embedded model name, hub id, local folder or GGUF file."""
-    revision: str = ""
-    """Revision of a hub model."""
-    dtype: str = "float32"
-    """Precision of the model: float32, bfloat16 or float16."""
-    device: str = "cpu"
-    """Torch device: cpu, cuda, or auto to spread a large model."""
     sae: tuple[str, ...] = ("smollm2-135m-instruct",)
     """SAEs, each at its own hookpoint: several let the search choose the layer."""
     probe: tuple[Path, ...] = ()

@@ -6,20 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demur.errors import InputError
+from demur.verbs.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Serve:
+class Serve(ModelConfig):
     """Serve a model with a spec for every request, in OpenAI's API."""
 
-    model: str = "smollm2-135m-instruct"
-    """Embedded model name, hub id, local folder or GGUF file."""
-    revision: str = ""
-    """Revision of a hub model."""
-    dtype: str = "float32"
-    """Precision of the model: float32, bfloat16 or float16."""
-    device: str = "cpu"
-    """Torch device: cpu, cuda, or auto to spread a large model."""
     name: str = ""
     """What requests call the model; empty for its own name."""
     spec: tuple[Path, ...] = ()

@@ -5,20 +5,13 @@ from math import inf
 from pathlib import Path
 
 from demur.errors import InputError
+from demur.verbs.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
-class SidesConfig:
+class SidesConfig(ModelConfig):
     """A model, and the specs under which it is run beside the unsteered one."""
 
-    model: str = "smollm2-135m-instruct"
-    """Embedded model name, hub id, local folder or GGUF file."""
-    revision: str = ""
-    """Revision of a hub model."""
-    dtype: str = "float32"
-    """Precision of the model: float32, bfloat16 or float16."""
-    device: str = "cpu"
-    """Torch device: cpu, cuda, or auto to spread a large model."""
     spec: tuple[Path, ...] = ()
     """Spec files (JSON); each is a side beside the unsteered model."""
     latent: int | None = None
