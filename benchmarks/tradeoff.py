@@ -233,7 +233,10 @@ def test_sides(sides: Sides, best: dict[str, str]) -> list[Named]:
     found = [Named(CHOSEN, replace(later, gate=gates[CHOSEN]))]
     found.append(Named("clamp", at("clamp")))
     found += [Named(f"clamp at {v:g}", sides.clamp(v)) for v in (8.0, 4.0, 12.0)]
-    found += [Named(name, replace(later, gate=gates[name])) for name in ("cautious", "strict", "monitored")]
+    found += [Named(name, replace(later, gate=gates[name])) for name in ("cautious", "strict")]
+    # a monitor that opens late needs an edit that still goes on
+    lasting = replace(sides.clamp(10.0), positions=Positions("answer"))
+    found.append(Named("monitored, at 10", replace(lasting, gate=gates["monitored"])))
     # what the gate does to the paper's clamp, and the short strong push without a gate
     found += [Named(f"clamp at {v:g}, gated", replace(sides.clamp(v), gate=gates[CHOSEN])) for v in (4.0, 8.0, 12.0)]
     found.append(Named(f"clamp{LATER}", later))
@@ -400,7 +403,7 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
     # tasks and attacks: the chosen spec, and the ungated clamp that refuses as many harmful prompts
     key = specs[:1]
     if (folder / "answers" / "evaluation.json").exists():
-        gains = {label: gain(read_run(folder / "answers"), label) for label in FULLY}
+        gains = {one.label: gain(read_run(folder / "answers"), one.label) for one in specs if one.label in FULLY}
         key += [one for one in specs if one.label == equal_refusals(gains)]
     if "tasks" in steps:
         tasks = ("truthfulqa_mc1", "piqa", "mmlu:20")
