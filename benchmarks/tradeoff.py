@@ -58,7 +58,7 @@ from demur.verbs.sides import Named
 MODEL = "smollm2-135m-instruct"
 LATENT, SET = 957, (957, 36)
 """From `demur study` and `demur select --set-size 3`, which chose them on select prompts."""
-ALARMS = {"cautious": 0.05, "balanced": 0.1, "strict": 0.2}
+ALARMS = {"cautious": 0.02, "balanced": 0.05, "strict": 0.1}
 """Share of look-alikes in training that each gate may open for."""
 CHOSEN = "balanced"
 LATER = " of the answer"
@@ -91,9 +91,10 @@ class Sides:
         found: dict[str, ProbeGate] = {}
         config = GateConfig(
             hookpoint=("layers.16",),
-            pool=("turn", "attention"),
+            pool=("attention",),
             exclude=REPORTED,
             data_dir=self.data,
+            lookalike_alarms=ALARMS[CHOSEN],
             monitor=0.01,
         )
         trained = gate_train(GateTrain(self.folder / "gate", config=config))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from demur.data.prompts import OWN, load_prompts, load_questions, prompts_hash, take
+from demur.data.suites import load_suite
 from demur.errors import InputError, NotFoundError
 
 
@@ -69,6 +70,24 @@ def test_any_file_will_do(tmp_path: Path, name: str, text: str) -> None:
 def test_a_prompt_may_have_several_lines(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text\n"one\ntwo"\n')
     assert load_prompts(str(tmp_path / "a.csv"), "benign")[0].text == "one\ntwo"
+
+
+def test_a_prompt_may_stand_at_the_end_of_a_talk(tmp_path: Path) -> None:
+    path = tmp_path / "talks.jsonl"
+    rows: list[dict[str, object]] = [{"text": "Go on.", "before": [one, "Yes?"]} for one in ("Hello", "Hi")]
+    rows.append({"text": "Go on."})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for prompts in (load_prompts(str(path), "benign"), load_suite(str(path), otherwise="benign")):
+        assert [[(m.role, m.content) for m in p.messages] for p in prompts] == [
+            [("user", "Hello"), ("assistant", "Yes?"), ("user", "Go on.")],
+            [("user", "Hi"), ("assistant", "Yes?"), ("user", "Go on.")],
+            [("user", "Go on.")],
+        ]
+        assert len({p.id for p in prompts}) == 3
+    for before in (["Hello"], "Hello", ["Hello", ""], ["Hello", 1]):
+        path.write_text(json.dumps({"text": "Go on.", "before": before}))
+        with pytest.raises(InputError, match="an even number of texts"):
+            load_prompts(str(path), "benign")
 
 
 def test_splits_from_text_are_about_thirty_seventy(tmp_path: Path) -> None:

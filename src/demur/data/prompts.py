@@ -7,24 +7,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from demur.data.rows import cell, only_column, read_rows
+from demur.data.rows import messages, only_column, read_rows
 from demur.errors import InputError
-from demur.types import Intent, Message, Prompt, Question, Split, stable_hash
+from demur.types import Intent, Prompt, Question, Split, stable_hash
 
 T = TypeVar("T")
 _FOLDER = Path(__file__).parent / "prompts"
 OWN = ("harmful", "lookalike", "plain")
 """Names of demur's own prompt sets."""
-TRAINING = ("twins-harmful", "twins-lookalike", "everyday")
+TRAINING = ("twins-harmful", "twins-lookalike", "talks-harmful", "talks-lookalike", "everyday")
 """Names of its larger sets, which gates are trained on and nothing is reported on."""
 
 
 def load_prompts(name: str, intent: Intent, column: str = "") -> list[Prompt]:
     """Prompts from one of demur's own sets (`harmful`, `lookalike`, `plain`, those of `TRAINING`) or from a file.
 
-    `column` names the prompt text in a CSV, JSONL or JSON list; `split`, `category`, `id` and `twin` are read where
-    they exist. A file without splits is split by a hash of each text, 30 % select and 70 % test, so that a prompt
-    never changes sides. Raises `NotFoundError` or `InputError` with the row that is wrong.
+    `column` names the prompt text in a CSV, JSONL or JSON list; `before` (turns before it, of the user and the
+    assistant), `split`, `category`, `id` and `twin` are read where they exist. A file without splits is split by a hash
+    of each text, 30 % select and 70 % test, so that a prompt never changes sides. Raises
+    `NotFoundError` or `InputError` with the row that is wrong.
     """
     own = name in OWN + TRAINING
     path = _FOLDER / f"{name}.jsonl" if own else Path(name).expanduser()
@@ -33,15 +34,15 @@ def load_prompts(name: str, intent: Intent, column: str = "") -> list[Prompt]:
     source = f"demur/{name}" if own else path.name
     prompts = []
     for number, row in enumerate(rows, start=1):
-        text = cell(row, column, f"{path} row {number}")
+        said = messages(row, column, f"{path} row {number}")
         prompts.append(
             Prompt(
                 id=str(row.get("id") or f"{path.stem}-{number:04d}"),
-                messages=(Message("user", text),),
+                messages=said,
                 intent=intent,
                 source=source,
                 category=str(row.get("category") or ""),
-                split=_split(row.get("split"), text, f"{path} row {number}"),
+                split=_split(row.get("split"), said[-1].content, f"{path} row {number}"),
                 twin=str(row.get("twin") or ""),
             )
         )

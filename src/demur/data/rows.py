@@ -13,6 +13,7 @@ from typing import Any
 
 from demur.errors import InputError, MissingExtraError, NotFoundError
 from demur.record import json_lines
+from demur.types import Message
 
 Row = dict[str, Any]
 
@@ -82,6 +83,23 @@ def cell(row: Row, column: str, where: str) -> str:
             f"{where}: column {column!r} is {text!r}, expected text; the columns are {', '.join(map(str, row))}"
         )
     return text.strip()
+
+
+def messages(row: Row, column: str, where: str) -> tuple[Message, ...]:
+    """The prompt of a row: its text, after the turns of a column `before`, if it has one: a list of texts, of the user
+    and the assistant in turn. Raises `InputError`."""
+    last = Message("user", cell(row, column, where))
+    before = row.get("before") or []
+    if (
+        not isinstance(before, list)
+        or len(before) % 2
+        or not all(isinstance(one, str) and one.strip() for one in before)
+    ):
+        raise InputError(
+            f"{where}: column 'before' is {before!r}, expected the turns before the prompt: an even number of texts, "
+            "of the user and the assistant in turn"
+        )
+    return (*(Message(("user", "assistant")[i % 2], one.strip()) for i, one in enumerate(before)), last)
 
 
 def _text(path: Path) -> str:

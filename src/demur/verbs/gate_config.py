@@ -29,9 +29,9 @@ class GateConfig(ModelConfig):
     """The SAE: folder or embedded name. Its hookpoint is the default, and its latents are read."""
     latents: int = 32
     """Latents at most that are read, with --inputs latents."""
-    harmful: tuple[str, ...] = ("twins-harmful", "harmful")
+    harmful: tuple[str, ...] = ("twins-harmful", "harmful", "talks-harmful")
     """Suites or files of harmful prompts, each as NAME or NAME:LIMIT; of suites with a select split that one."""
-    lookalike: tuple[str, ...] = ("twins-lookalike", "lookalike")
+    lookalike: tuple[str, ...] = ("twins-lookalike", "lookalike", "talks-lookalike")
     """Of harmless prompts that look harmful: the hard negatives."""
     benign: tuple[str, ...] = ("everyday", "plain")
     """Of plainly harmless prompts."""

@@ -57,7 +57,7 @@ def training_prompts(config: GateConfig) -> Training:
     held_more = Held(p.messages[-1].content for prompts in excluded for p in prompts)
     examples: list[Example] = []
     sources: list[Source] = []
-    seen: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
     wanted: list[tuple[Kind, Intent, Sequence[str]]] = [
         ("harmful", "harmful", config.harmful),
         ("lookalike", "benign", config.lookalike),
@@ -71,14 +71,19 @@ def training_prompts(config: GateConfig) -> Training:
             if not prompts:
                 raise InputError(f"{name} has no {intent} prompts, but is to be trained on as {kind}; leave it out")
             chosen = [p for p in prompts if p.split == "select"] or prompts
-            fresh = [p for p in chosen if p.messages[-1].content.strip().lower() not in seen]
+            fresh = [p for p in chosen if _said(p) not in seen]
             kept = [p for p in fresh if p.messages[-1].content not in held and p.messages[-1].content not in held_more]
             left_out = len(fresh) - len(kept)
             kept = spread(kept, limit)
-            seen |= {p.messages[-1].content.strip().lower() for p in kept}
+            seen |= {_said(p) for p in kept}
             examples += [Example(p, kind, p.twin or p.id) for p in kept]
             sources.append(Source(name, kind, len(kept), prompts_hash(kept), left_out))
     return Training(examples, sources)
+
+
+def _said(prompt: Prompt) -> tuple[str, ...]:
+    """The conversation, by which a prompt that is there twice is known."""
+    return tuple(message.content.strip().lower() for message in prompt.messages)
 
 
 def reported_prompts(config: GateConfig) -> dict[tuple[str, Intent], list[Prompt]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from demur.data.prompts import OWN, TRAINING, hashed_split, load_prompts
-from demur.data.rows import Row, cell, only_column, read_table
+from demur.data.rows import Row, cell, messages, only_column, read_table
 from demur.data.suites.find import fetch
 from demur.data.suites.published import SUITES
 from demur.data.suites.suite import Part, Suite
@@ -155,14 +155,15 @@ def _file(path: Path, intent: Intent | None, column: str) -> Loaded:
     prompts = []
     for number, row in enumerate(rows, start=1):
         where = f"{path} row {number}"
-        text = cell(row, column, where)
+        turns = messages(row, column, where)
+        text = turns[-1].content
         split = str(row.get("split") or "")
         if split not in _SPLITS:
             raise InputError(f"{where}: split is {split!r}, expected test, or select, validation or train")
         prompts.append(
             Prompt(
-                id=f"{stem}/{row.get('id') or stable_hash(text)}",
-                messages=(Message("user", text),),
+                id=f"{stem}/{row.get('id') or stable_hash([m.content for m in turns] if row.get('before') else text)}",
+                messages=turns,
                 intent=said[number - 1] if said is not None else intent or "harmful",
                 source=path.name,
                 category="/".join(_words(row, ("category",)) or _words(row, ("type",))),
@@ -188,14 +189,14 @@ def _chosen(loaded: Loaded, intent: Intent | None, name: str) -> Loaded:
 
 
 def _unique(prompts: list[Prompt], where: str) -> list[Prompt]:
-    texts: set[str] = set()
+    texts: set[tuple[Message, ...]] = set()
     kept: dict[str, Prompt] = {}
     for prompt in prompts:
-        if prompt.text in texts:
+        if prompt.messages in texts:
             continue
         if prompt.id in kept:
             raise InputError(f"{where}: id {prompt.id!r} belongs to two prompts; ids must be unique")
-        texts.add(prompt.text)
+        texts.add(prompt.messages)
         kept[prompt.id] = prompt
     return list(kept.values())
 

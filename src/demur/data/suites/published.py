@@ -90,6 +90,21 @@ SUITES: tuple[Suite, ...] = (
     ),
     replace(
         _OWN,
+        name="talks-harmful",
+        title="demur's training set for gates: talks that end harmfully",
+        harmful=313,
+        note=_TRAINING,
+    ),
+    replace(
+        _OWN,
+        name="talks-lookalike",
+        title="demur's training set for gates: talks like them that do not",
+        harmful=None,
+        benign=313,
+        note=_TRAINING,
+    ),
+    replace(
+        _OWN,
         name="everyday",
         title="demur's training set for gates: plain requests",
         harmful=None,
