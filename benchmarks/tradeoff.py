@@ -72,6 +72,8 @@ SYSTEM_LABEL = "safety system prompt"
 MARGIN = 0.02
 FULLY = (CHOSEN, "clamp", "clamp at 8")
 """Sides that are tried on every prompt; the others on an even part."""
+ATTACKED = ("strict", "monitored, at 10")
+"""Sides that are attacked too, to see what holds against talks that turn harmful slowly."""
 
 
 # --- what is compared ---------------------------------------------------------------------------------------------
@@ -360,13 +362,14 @@ def task_of(sample: TaskSample) -> str:
 
 def crescendo(sides: Sides, spec: str) -> dict[str, Any]:
     """Attack success rate under a side, over objectives."""
-    path = sides.folder / "attack" / "attack.json"
-    if not path.exists():
-        return {}
-    report = from_json(AttackReport, read_json(path), str(path))
-    for side in report.sides:
-        if side.spec == spec:
-            return {"asr": side.success.value, "interval": [side.success.low, side.success.high], "label": side.label}
+    for name in ("attack", "attack-more"):
+        path = sides.folder / name / "attack.json"
+        if not path.exists():
+            continue
+        for side in from_json(AttackReport, read_json(path), str(path)).sides:
+            if side.spec == spec:
+                success = side.success
+                return {"asr": success.value, "interval": [success.low, success.high], "label": side.label}
     return {}
 
 
@@ -393,7 +396,7 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
     specs = test_sides(sides, best)
     more = data / "chat_alpaca_eval" / "gpt4_1106_preview.json"
     suites: tuple[str, ...] = ("advbench", "harmbench", "xstest", "harmful", "lookalike", "plain")
-    part = ("advbench:100", "harmbench:80", "xstest:180", "harmful:42", "lookalike:42", "plain:42")
+    part = ("advbench:60", "harmbench:50", "xstest:110", "harmful:21", "lookalike:21", "plain:21")
     if "answers" in steps:
         suites += (f"{more}:100",) if more.exists() else ()
         fully = [one for one in specs if one.label in FULLY]
@@ -413,7 +416,8 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
         tasks = ("truthfulqa_mc1:400", "piqa:600", "mmlu:5")
         evaluated(sides, folder / "chat", key, suite=(), task=tasks, damage=False, chat=True, name="chat")
     if "attack" in steps:
-        attacked(sides, key)
+        attacked(sides, key, "attack")
+        attacked(sides, [one for one in specs if one.label in ATTACKED], "attack-more")
     done = [name for name in ("answers", "others") if (folder / name / "evaluation.json").exists()]
     labels = [one.label for one in specs if ("answers" if one.label in FULLY else "others") in done]
     table = {label: outcome(sides, label) for label in labels}
@@ -440,14 +444,14 @@ def equal_refusals(gains: dict[str, float]) -> str:
     return min(ungated, key=lambda label: abs(gains[label] - gains[CHOSEN]))
 
 
-def attacked(sides: Sides, key: Sequence[Named]) -> None:
-    """Scripted Crescendo against the key sides."""
+def attacked(sides: Sides, specs: Sequence[Named], name: str) -> None:
+    """Scripted Crescendo against sides."""
     paths = []
-    for one in key:
+    for one in specs:
         paths.append(sides.folder / "attacked" / f"{one.label.replace(' ', '-')}.json")
         write_spec(paths[-1], one.spec)
-    config = AttackConfig(spec=tuple(paths), sae=(MODEL,), probe=(sides.probe,), max_new_tokens=64, name="attack")
-    attack(Attack(sides.folder / "attack", config=config))
+    config = AttackConfig(spec=tuple(paths), sae=(MODEL,), probe=(sides.probe,), max_new_tokens=64, name=name)
+    attack(Attack(sides.folder / name, config=config))
 
 
 def show(found: dict[str, Any]) -> None:
