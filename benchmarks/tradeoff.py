@@ -347,7 +347,7 @@ def capability(sides: Sides, spec: str, step: str) -> dict[str, Any]:
             base, steered = by[task, UNSTEERED], by[task, spec]
             kept = non_inferiority([steered[key] - base[key] for key in base], MARGIN)
             found[task] = {
-                "points": round(-100 * kept.difference.value, 3),
+                "points": round(-100 * kept.difference.value, 3) + 0.0,
                 "interval": [round(-100 * kept.difference.high, 3), round(-100 * kept.difference.low, 3)],
                 "non_inferior_at_2": kept.kept,
                 "n": kept.n,
