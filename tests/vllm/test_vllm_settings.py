@@ -125,7 +125,7 @@ READS = {
     [
         ("turn", {}, "reads a whole turn"),
         ("latents", {}, "reads 2 SAE latents"),
-        ("narrow", {}, "has 5 weights, but the model's residual is 32 wide"),
+        ("narrow", {}, "reads 5 numbers, but the model's residual is 32 wide"),
         ("above", {}, "which comes after the edit"),
         ("token", {"strength": "probability"}, "inside vLLM a gate is open or shut"),
         ("token", {"monitor": 0.9, "positions": Positions("all")}, "a monitor and positions 'all'"),
