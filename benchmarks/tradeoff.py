@@ -316,17 +316,18 @@ def outcome(sides: Sides, label: str) -> dict[str, Any]:
     }
     details = {name: refused(run, label, prompts) for name, prompts in groups.items() if prompts}
     measured = run.measured(spec)
-    plain = [value for item, value in measured.get("kl", {}).items()]
+    plain = list(measured.get("kl", {}).values())
     kl = bootstrap_mean(plain) if plain else None
+    tasks = capability(sides, spec, "tasks")
     return {
         "harmful_gain": details["harmful_gain"]["points"],
         "benign_cost": details["benign_cost"]["points"],
         "xstest_safe_cost": details["xstest_safe_cost"]["points"],
-        "capability_loss": {name: one["points"] for name, one in capability(sides, spec, "tasks").items()},
+        "capability_loss": {name: one["points"] for name, one in tasks.items()},
         "kl": None if kl is None else round(kl.value, 5),
         "details": details,
         "kl_interval": None if kl is None else [round(kl.low, 5), round(kl.high, 5), len(plain)],
-        "tasks": capability(sides, spec, "tasks"),
+        "tasks": tasks,
         "tasks_as_chat": capability(sides, spec, "chat"),
         "crescendo": crescendo(sides, spec),
     }

@@ -83,7 +83,7 @@ def test_all_networks_are_one_probe() -> None:
 
 def test_out_of_fold_predictions_know_nothing_of_a_prompt_or_its_twin() -> None:
     draw = torch.Generator().manual_seed(3)
-    rows = [torch.randn(3, 64, generator=draw) for _ in range(60) for _ in range(1)]
+    rows = [torch.randn(3, 64, generator=draw) for _ in range(60)]
     x = torch.cat([row for row in rows for _ in range(4)])
     kinds: list[Kind] = [kind for kind in ["harmful", "benign"] * 30 for _ in range(4)]
     honest = fit_attention(x, [3] * 240, kinds, [i // 4 for i in range(240)])

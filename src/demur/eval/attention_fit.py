@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils.rnn import pad_sequence
 
 from demur.eval.probe_fit import FOLDS, Fit, Kind, Split, calibrated, split, weighted_auroc
-from demur.steering.probe import CAP, Attention
+from demur.steering.probe import Attention, bounded
 
 UNITS, HEADS = 64, 8
 """Of each fold's network."""
@@ -39,8 +39,7 @@ class _Network(nn.Module):
         """[rows] logits of padded `x` [rows, tokens, width]."""
         drop = nn.functional.dropout
         units = drop(self.hidden(drop(x, _DROP_INPUT, self.training)).relu(), _DROP_UNITS, self.training)
-        scores = CAP * torch.tanh(self.query(units) / CAP)
-        share = scores.masked_fill(~mask.unsqueeze(-1), -torch.inf).softmax(1)
+        share = bounded(self.query(units)).masked_fill(~mask.unsqueeze(-1), -torch.inf).softmax(1)
         found: Tensor = (share * self.value(units)).sum((1, 2)) + self.bias
         return found
 

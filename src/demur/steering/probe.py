@@ -25,8 +25,12 @@ Pool = Literal["token", "turn", "attention"]
 """What a probability is about. `token`: the token's own residual. `turn`: the mean over the text of the current turn so
 far, which at the end of a prompt is the user's last message. `attention`: means over the same text, each weighted by
 what a head of the probe attends to."""
-CAP = 8.0
-"""Bound of attention scores, so that sums of their exponentials lose no precision."""
+_CAP = 8.0
+
+
+def bounded(scores: Tensor) -> Tensor:
+    """Attention scores held between -8 and 8, so that sums of their exponentials lose no precision."""
+    return _CAP * torch.tanh(scores / _CAP)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +53,7 @@ class Attention:
         """[..., heads] each: what every token says, and how much it counts, for `x` [..., d_model] and the heads'
         `weight` [units, heads]."""
         units = torch.relu(x.float() @ self.hidden + self.offset)
-        scores = CAP * torch.tanh(units @ self.query / CAP)
-        return units @ weight, scores.exp()
+        return units @ weight, bounded(units @ self.query).exp()
 
 
 @dataclass(frozen=True, eq=False)

@@ -127,19 +127,11 @@ Method = Literal[
 
 
 @dataclass(frozen=True)
-class DiscoveryConfig:
+class DiscoveryConfig(ModelConfig):
     """How the latent that mediates refusal is looked for: on the select split only."""
 
     name: str = "smollm2-135m-instruct"
     """Name of the run; part of the default run folder."""
-    model: str = "smollm2-135m-instruct"
-    """Embedded model name, hub id, local folder or GGUF file."""
-    revision: str = ""
-    """Revision of a hub model."""
-    dtype: str = "float32"
-    """Precision of the model: float32, bfloat16 or float16."""
-    device: str = "cpu"
-    """Torch device: cpu, cuda, or auto to spread a large model."""
     sae: str = "smollm2-135m-instruct"
     """Name of an embedded SAE, or an SAE folder."""
     hookpoint: str = ""

@@ -156,13 +156,13 @@ def _file(path: Path, intent: Intent | None, column: str) -> Loaded:
     for number, row in enumerate(rows, start=1):
         where = f"{path} row {number}"
         turns = messages(row, column, where)
-        text = turns[-1].content
+        text, talk = turns[-1].content, "\n".join(turn.content for turn in turns)
         split = str(row.get("split") or "")
         if split not in _SPLITS:
             raise InputError(f"{where}: split is {split!r}, expected test, or select, validation or train")
         prompts.append(
             Prompt(
-                id=f"{stem}/{row.get('id') or stable_hash([m.content for m in turns] if row.get('before') else text)}",
+                id=f"{stem}/{row.get('id') or stable_hash(talk)}",
                 messages=turns,
                 intent=said[number - 1] if said is not None else intent or "harmful",
                 source=path.name,
