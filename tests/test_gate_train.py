@@ -22,6 +22,8 @@ from demur.steering.spec_book import read_offered
 from demur.steering.spec_file import read_spec
 from demur.steering.steer import steer
 from demur.types import Hookpoint, Message
+from demur.verbs.gate_config import GateConfig
+from demur.verbs.gate_prompts import training_prompts
 
 _WORDS = ("bomb", "thief", "poison", "fraud", "attack", "weapon")
 SETS = {
@@ -129,6 +131,49 @@ def test_killed_it_goes_on_to_the_same_gate(
     assert main(arguments(tiny, "--pool", pool, "--out", str(whole))) == 0  # a finished run is not fitted again
 
 
+def write_talks(path: Path, requests: Sequence[str]) -> None:
+    """Conversations that end with the requests; each beginning serves two."""
+    rows = [
+        {"prompt": text, "split": "select", "before": [f"Is it {n // 2}?", "No."]} for n, text in enumerate(requests)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_later_turns_have_a_threshold_of_their_own(tiny: Path, tmp_path: Path) -> None:
+    for name in ("bad", "alike"):
+        write_talks(tmp_path / f"talks-{name}.jsonl", SETS[name])
+    more = {"harmful": "bad", "lookalike": "alike"}
+    sets = [
+        part
+        for flag, name in more.items()
+        for part in (f"--{flag}", str(tiny / f"{name}.jsonl"), str(tmp_path / f"talks-{name}.jsonl"))
+    ]
+    out = tmp_path / "run"
+    given = [*arguments(tiny), *sets, "--talk-alarms", "0.4", "--lookalike-alarms", "0.1", "--out", str(out)]
+    assert main(given) == 0
+    found = read_json(out / "trained.json")
+    assert 0 < found["gate"]["later"] < 1
+    suites = {Path(name).stem: one for name, one in found["suites"].items()}
+    assert suites["talks-alike"]["n"] == suites["alike"]["n"] == 24
+    assert suites["alike"]["value"] <= 0.1
+    assert 0.1 < suites["talks-alike"]["value"] <= 0.4
+    by = {(one["turns"], one["lookalike_alarms"]): one["threshold"] for one in found["points"]}
+    assert by["first", 0.1] == found["gate"]["threshold"]
+    assert {turns for turns, _ in by} == {"first", "later"}
+    assert "in later turns of a conversation above" in (out / "card.md").read_text()
+
+
+def test_talks_that_begin_alike_are_not_judged_by_a_fit_that_saw_the_beginning(tiny: Path, tmp_path: Path) -> None:
+    write_talks(tmp_path / "talks.jsonl", SETS["bad"])
+    config = GateConfig(
+        harmful=(str(tmp_path / "talks.jsonl"), str(tiny / "bad.jsonl")), lookalike=(), benign=("plain",)
+    )
+    talks = [one for one in training_prompts(config).examples if one.later]
+    assert len(talks) == 24
+    assert len({one.group for one in talks}) == 12
+    assert all((a.group == b.group) == (n // 2 == m // 2) for n, a in enumerate(talks) for m, b in enumerate(talks))
+
+
 def test_prompts_that_will_be_reported_are_not_trained_on(tiny: Path, tmp_path: Path) -> None:
     held = tmp_path / "held.jsonl"
     write_sets(held, (SETS["bad"][0], SETS["bad"][1].upper(), SETS["alike"][3]), "test")
@@ -153,6 +198,7 @@ def test_prompts_that_will_be_reported_are_not_trained_on(tiny: Path, tmp_path: 
         (["--latents", "0"], "latents is 0"),
         (["--name", "trained"], "cannot be the name of the gated spec"),
         (["--spec", "GATED"], "has a gate already"),
+        (["--talk-alarms", "0.1"], "no look-alike to be trained on is a later turn of a conversation"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(

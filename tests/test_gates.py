@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import DynamicCache
 
 from demur.errors import InputError, MismatchError, NotFoundError
 from demur.lm.attach import prompt_lengths
 from demur.lm.batches import pad
+from demur.lm.caches import cache_argument
 from demur.lm.chat import chat_ids
 from demur.lm.generate import generate
 from demur.lm.record import read
@@ -172,6 +174,32 @@ def test_a_later_turn_is_judged_anew(pool: str) -> None:
         ]
     plain = [read(LM.model, Hookpoint(1), torch.tensor([chat_ids(LM, turns)])).residual for turns in (talk[:1], talk)]
     assert [torch.equal(a, b) for a, b in zip(found, plain, strict=True)] == [first < later, later < first]
+
+
+@pytest.mark.parametrize("pool", ["token", "attention"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_once_the_assistant_has_spoken_the_gate_has_its_later_threshold(pool: str, side: str) -> None:
+    one = probe(pool, 5)
+    rows = [chat_ids(LM, talk) for talk in TALKS]
+    later = [any(message.role == "assistant" for message in talk) for talk in TALKS]
+    assert later == [False, False, True, True]
+    plain = residual(rows, SteeringSpec(), one, side)
+    for limits, opens in (((1.0, 0.0), later), ((0.0, 1.0), [not yes for yes in later]), ((0.0, None), [True] * 4)):
+        spec = SteeringSpec((EDIT,), gate=ProbeGate(LOW, one.hash, limits[0], later=limits[1]))
+        found = residual(rows, spec, one, side)
+        assert [not torch.equal(a, b) for a, b in zip(found, plain, strict=True)] == opens
+
+
+def test_the_later_threshold_knows_of_an_answer_that_was_read_in_an_earlier_pass() -> None:
+    one = probe("token", 5)
+    spec = SteeringSpec((EDIT,), gate=ProbeGate(LOW, one.hash, 1.0, later=0.0))
+    ids = torch.tensor([chat_ids(LM, TALKS[3])])
+    length = torch.tensor([ids.shape[1]])
+    with steer(LM, spec, SAES, directions=[one]) as steering, prompt_lengths(LM.model, length), torch.no_grad():
+        past = DynamicCache(config=LM.model.config)
+        for part in (ids[:, :-2], ids[:, -2:]):
+            LM.model(part, **{cache_argument(LM.model): past}, use_cache=True)
+    assert [n > 0 for n in steering.counts()[0].steered] == [True]
 
 
 def test_attention_over_a_long_talk_forgets_earlier_turns_exactly() -> None:

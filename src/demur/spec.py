@@ -179,13 +179,17 @@ class ProbeGate:
     the way. 1: what the model writes is not looked at."""
     strength: Literal["full", "probability"] = "full"
     """`probability`: edits move the residual by that share of their way, the largest one read so far."""
+    later: float | None = None
+    """The threshold once the assistant has spoken, so that conversations, which may turn harmful slowly, can be held
+    against another one than single prompts; None: `threshold`."""
 
     __pydantic_config__ = _STRICT
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "monitor"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"the gate's {name} is {getattr(self, name)}; expected a probability from 0 to 1")
+        for name in ("threshold", "monitor", "later"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"the gate's {name} is {value}; expected a probability from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -275,8 +279,11 @@ class SteeringSpec:
         if not self.edits and not self.system:
             return UNSTEERED
         value = {f.name: asdict(self)[f.name] for f in fields(self) if getattr(self, f.name) != f.default}
-        for positions in (value.get("positions"), (value.get("gate") or {}).get("positions")):
-            if positions and not positions["half_life"]:
-                del positions["half_life"]  # specs had a hash before there was one
+        gate = value.get("gate") or {}
+        places = [one or {} for one in (value.get("positions"), gate.get("positions"))]
+        # specs had a hash before they had these fields
+        for part, name, default in [*((one, "half_life", 0) for one in places), (gate, "later", None)]:
+            if name in part and part[name] == default:
+                del part[name]
         value["edits"] = sorted(value.get("edits", ()), key=lambda e: json.dumps(e, sort_keys=True))
         return stable_hash(value)

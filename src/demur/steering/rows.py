@@ -9,10 +9,10 @@ from torch import Tensor
 
 from demur.errors import InputError
 from demur.lm.attach import Step
-from demur.lm.turns import Turns
+from demur.lm.turns import ASSISTANT, Turns
 from demur.spec import LatentGate, NamedGate, Positions, ProbeGate, SteeringSpec
 from demur.steering.artefacts import Artefacts, check_gate
-from demur.steering.gates import GateState
+from demur.steering.gates import ByRow, GateState
 from demur.steering.positions import TurnReader, chosen, strength
 from demur.types import Hookpoint, parse_hookpoint
 
@@ -26,6 +26,8 @@ class _Gate:
         self.place = parse_hookpoint(gate.hookpoint)
         self._looks = (gate.positions, spec.skip_first)
         self.state = GateState()
+        self._spoken = ByRow(0.0)
+        """Whether the assistant has spoken in a row."""
         self.specs: list[int] = []
         self._probe = gate if isinstance(gate, ProbeGate) else None
         if isinstance(gate, ProbeGate):
@@ -41,7 +43,7 @@ class _Gate:
 
     def continue_from(self, other: _Gate) -> None:
         """Go on as the same gate stood."""
-        self.state = other.state
+        self.state, self._spoken = other.state, other._spoken
         if self._probe is not None:
             self.probability = other.probability
 
@@ -53,10 +55,20 @@ class _Gate:
         if self._probe is None:
             return self.state.read(self._fires(residual, step).to(at.device) & at, step)
         p = self.probability.read(residual, step, rows.owner).to(at.device)
-        fired = at & (p > self._probe.threshold)
+        fired = at & (p > self._threshold(self._probe, step, rows.owner, at.device))
         if self.monitors:
             fired |= chosen(_WRITTEN, step) & (p > self._probe.monitor)
         return self.state.read(fired * p if self.soft else fired, step)
+
+    def _threshold(self, gate: ProbeGate, step: Step, owner: Tensor | None, device: torch.device) -> float | Tensor:
+        """The probability at which it opens; [batch, pos] where it is another one in later turns."""
+        if gate.later is None:
+            return gate.threshold
+        assert owner is not None
+        before = self._spoken.before(step, len(owner), owner.device)
+        spoken = torch.maximum((owner == ASSISTANT).float().cummax(1).values, before)
+        self._spoken.after(step, spoken[:, -1:])
+        return torch.where(spoken > 0, gate.later, gate.threshold).to(device)
 
 
 class Rows:

@@ -127,13 +127,15 @@ def turns_of(model: PreTrainedModel | LanguageModel, specs: Sequence[SteeringSpe
     looks = [one.positions for one in specs if one.edits]
     gates = [one.gate for one in specs if one.edits]
     looks += [gate.positions for gate in gates if isinstance(gate, LatentGate | NamedGate | ProbeGate)]
-    needed: list[str] = [look.where for look in looks if look.where in OWNERS]
-    needed += ["of a turn" for gate in gates if isinstance(gate, ProbeGate) and found.probe(gate).pool != "token"]
+    needed = [f"positions {look.where!r} need" for look in looks if look.where in OWNERS]
+    probes = [gate for gate in gates if isinstance(gate, ProbeGate)]
+    needed += ["a probe that reads a turn needs" for gate in probes if found.probe(gate).pool != "token"]
+    needed += ["a gate's threshold in later turns needs" for gate in probes if gate.later is not None]
     if not needed:
         return None
     if not isinstance(model, LanguageModel):
         raise InputError(
-            f"positions {needed[0]!r} need the chat template; give steer a LanguageModel (demur.load or demur.wrap) "
+            f"{needed[0]} the chat template; give steer a LanguageModel (demur.load or demur.wrap) "
             "in place of the bare model"
         )
     return read_turns(model.tokenizer)

@@ -45,6 +45,9 @@ class GateConfig(ModelConfig):
     """Share of benign prompts for which the gate may open."""
     lookalike_alarms: float = 0.1
     """Share of look-alikes for which it may open."""
+    talk_alarms: float = 0.0
+    """Share of look-alikes in later turns of a conversation for which it may open there, by a threshold of their own;
+    0: one threshold for all."""
     monitor: float = 0.0
     """Share of the model's answers to benign prompts in which it may open while they are written; 0: not monitored."""
     strength: Literal["full", "probability"] = "full"
@@ -57,9 +60,9 @@ class GateConfig(ModelConfig):
     """Name of the run, and of the gated spec."""
 
     def __post_init__(self) -> None:
-        for name in ("false_alarms", "lookalike_alarms", "monitor"):
+        for name in ("false_alarms", "lookalike_alarms", "talk_alarms", "monitor"):
             value = getattr(self, name)
-            if not 0 <= value < 1 or (name != "monitor" and value == 0):
+            if not 0 <= value < 1 or (name in ("false_alarms", "lookalike_alarms") and value == 0):
                 raise InputError(f"{name} is {value}, expected a share between 0 and 1, as 0.01")
         if self.latents < 1:
             raise InputError(f"latents is {self.latents}, expected at least 1")

@@ -23,7 +23,18 @@ class Example(NamedTuple):
     prompt: Prompt
     kind: Kind
     group: str
-    """The same for a prompt and its twin."""
+    """The same for a prompt and its twin, and for conversations that begin alike."""
+    suite: str
+
+    @property
+    def later(self) -> bool:
+        """Whether the assistant has spoken before."""
+        return has_answer(self.prompt)
+
+
+def has_answer(prompt: Prompt) -> bool:
+    """Whether its last message is a later turn of a conversation."""
+    return any(message.role == "assistant" for message in prompt.messages)
 
 
 @dataclass(frozen=True)
@@ -76,9 +87,25 @@ def training_prompts(config: GateConfig) -> Training:
             left_out = len(fresh) - len(kept)
             kept = spread(kept, limit)
             seen |= {_said(p) for p in kept}
-            examples += [Example(p, kind, p.twin or p.id) for p in kept]
+            examples += [Example(p, kind, p.twin or p.id, name) for p in kept]
             sources.append(Source(name, kind, len(kept), prompts_hash(kept), left_out))
-    return Training(examples, sources)
+    return Training(_grouped(examples), sources)
+
+
+def _grouped(examples: Sequence[Example]) -> list[Example]:
+    """Examples of groups that share the first message of a conversation put in one group."""
+    leader: dict[str, str] = {}
+
+    def of(name: str) -> str:
+        while (above := leader.setdefault(name, name)) != name:
+            name = above
+        return name
+
+    for one in examples:
+        if one.later:
+            said = next(message.content for message in one.prompt.messages if message.role == "user")
+            leader[of(f"begins: {said}")] = of(one.group)
+    return [one._replace(group=of(one.group)) for one in examples]
 
 
 def _said(prompt: Prompt) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ from demur.steering.probe_inputs import At, Inputs, probabilities_written, probe
 from demur.steering.spec_file import read_spec, write_spec
 from demur.types import Estimate, Hookpoint, Prompt, Run, parse_hookpoint, stable_hash
 from demur.verbs.gate_config import GateConfig, GateTrain
-from demur.verbs.gate_prompts import Example, Source, reported_prompts, training_prompts
+from demur.verbs.gate_prompts import Example, Source, has_answer, reported_prompts, training_prompts
 from demur.verbs.run_folder import Clock, alone, check_folder, claim, config_hash, new_run
 
 RESULT = "trained.json"
@@ -61,6 +61,10 @@ _ALLOWED = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 """Shares of look-alikes at which other thresholds are told."""
 _MONITORED, _MONITOR_TOKENS = 100, 64
 """Answers that the monitor's threshold is set on, and their length."""
+
+
+Turns = Literal["all", "first", "later"]
+"""All prompts, or those that begin a conversation, or those that go on with one."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class Operating:
 
     lookalike_alarms: float
     """The share of look-alikes that was allowed."""
+    turns: Turns
+    """Of which prompts all this is said."""
     threshold: float
     caught: float
     """Share of harmful prompts above the threshold under every system prompt."""
@@ -110,15 +116,19 @@ class TrainedGate:
     """The gated spec; empty if none was asked for."""
     hash: str
     gate: ProbeGate
+    pool: Pool
+    """What its probe reads; with the gate's hookpoint the best of those `tried`."""
     model: str
     sources: tuple[Source, ...]
     tried: tuple[Tried, ...]
     auroc: dict[str, Estimate]
     """Out of fold, harmful prompts against each other kind."""
     caught: Estimate
-    """Out of fold, share of harmful prompts above the threshold."""
+    """Out of fold, share of harmful prompts for which the gate opens under every system prompt."""
     alarms: dict[str, Estimate]
-    """Out of fold, of each other kind."""
+    """Out of fold, of each other kind, under some system prompt."""
+    suites: dict[str, Estimate]
+    """Both, of each suite."""
     points: tuple[Operating, ...]
     """Other thresholds that keep the promise for benign prompts, for whoever wants a stricter or a milder gate."""
     curve: tuple[Bin, ...]
@@ -228,8 +238,11 @@ class _Training:
         # a prompt counts by the system prompt under which it is likeliest to open the gate
         worst = fit.out_of_fold.reshape(-1, systems)
         each: list[Kind] = [one.kind for one in self.examples]
-        lowest, highest = worst.min(1).tolist(), worst.max(1).tolist()
-        threshold = threshold_for(highest, each, {"benign": config.false_alarms, "lookalike": config.lookalike_alarms})
+        decides = [
+            float(low if one.kind == "harmful" else high)
+            for one, low, high in zip(self.examples, worst.min(1), worst.max(1), strict=True)
+        ]
+        first, later = self._thresholds(decides)
         probe = Probe(
             torch.from_numpy(fit.weight).float(),
             fit.bias,
@@ -243,28 +256,34 @@ class _Training:
         if config.monitor:
             with self.clock.step("answers to be monitored"):
                 monitor = self._monitor(probe)
-        gate = ProbeGate(probe.hookpoint, probe.hash, threshold, monitor=monitor, strength=config.strength)
+        gate = ProbeGate(probe.hookpoint, probe.hash, first, monitor=monitor, strength=config.strength, later=later)
         with self.clock.step("test prompts"):
             opens = self._opens(probe, gate)
         by = {
             kind: [p for p, one in zip(worst.mean(1), each, strict=True) if one == kind] for kind in dict.fromkeys(each)
         }
         others = [kind for kind in by if kind != "harmful"]
+        over = [p - _threshold(gate, one.prompt) for one, p in zip(self.examples, decides, strict=True)]
+
+        def opened(name: str) -> Estimate:
+            return alarm_rate(
+                [p for p, one in zip(over, self.examples, strict=True) if name in (one.kind, one.suite)], 0
+            )
+
         found = TrainedGate(
             probe=str((self.folder / "probe.safetensors").resolve()),
             spec=str((self.folder / f"{config.name}.json").resolve()) if self.spec is not None else "",
             hash=probe.hash,
             gate=gate,
+            pool=probe.pool,
             model=self.lm.identity,
             sources=tuple(self.sources),
             tried=tuple(Tried(str(p), pool, f.penalty, f.auroc) for (p, pool), (f, _) in tried.items()),
             auroc={kind: auroc(by["harmful"], by[kind], config.seed) for kind in others},
-            caught=alarm_rate([p for p, k in zip(lowest, each, strict=True) if k == "harmful"], threshold),
-            alarms={
-                kind: alarm_rate([p for p, k in zip(highest, each, strict=True) if k == kind], threshold)
-                for kind in others
-            },
-            points=tuple(self._operating(lowest, highest, each)),
+            caught=opened("harmful"),
+            alarms={kind: opened(kind) for kind in others},
+            suites={one.suite: opened(one.suite) for one in self.sources},
+            points=tuple(self._operating(decides)),
             curve=tuple(calibration(fit.out_of_fold.tolist(), kinds)),
             opens=tuple(opens),
             seconds=self.clock.seconds(),
@@ -274,19 +293,45 @@ class _Training:
             write_spec(self.folder / f"{config.name}.json", replace(self.spec, gate=gate))
         return found
 
-    def _operating(self, lowest: list[float], highest: list[float], kinds: list[Kind]) -> Iterator[Operating]:
-        for allowed in _ALLOWED:
+    def _thresholds(self, decides: list[float]) -> tuple[float, float | None]:
+        """In the first turn, and in later ones where those have their own."""
+        config = self.config
+        if not config.talk_alarms:
+            return self._threshold("all", config.lookalike_alarms, decides), None
+        if not any(one.later and one.kind == "lookalike" for one in self.examples):
+            raise InputError(
+                "talk_alarms is given, but no look-alike to be trained on is a later turn of a conversation; give "
+                "--lookalike some, as talks-lookalike"
+            )
+        return (
+            self._threshold("first", config.lookalike_alarms, decides),
+            self._threshold("later", config.talk_alarms, decides),
+        )
+
+    def _threshold(self, turns: Turns, allowed: float, decides: list[float]) -> float:
+        kinds, mine = self._of_turns(turns, decides)
+        return threshold_for(mine, kinds, {"benign": self.config.false_alarms, "lookalike": allowed})
+
+    def _of_turns(self, turns: Turns, decides: list[float]) -> tuple[list[Kind], list[float]]:
+        found = [
+            (one.kind, p)
+            for one, p in zip(self.examples, decides, strict=True)
+            if turns == "all" or one.later == (turns == "later")
+        ]
+        return [kind for kind, _ in found], [p for _, p in found]
+
+    def _operating(self, decides: list[float]) -> Iterator[Operating]:
+        parts: tuple[Turns, ...] = ("first", "later") if self.config.talk_alarms else ("all",)
+        for turns, allowed in product(parts, _ALLOWED):
+            kinds, mine = self._of_turns(turns, decides)
             if round(allowed * kinds.count("lookalike"), 6) < 1:
                 continue
-            threshold = threshold_for(highest, kinds, {"benign": self.config.false_alarms, "lookalike": allowed})
-
-            def share(probabilities: list[float], kind: Kind, threshold: float = threshold) -> float:
-                mine = [p for p, one in zip(probabilities, kinds, strict=True) if one == kind]
-                return alarm_rate(mine, threshold).value
-
-            others = [kind for kind in dict.fromkeys(kinds) if kind != "harmful"]
-            alarms: dict[str, float] = {kind: share(highest, kind) for kind in others}
-            yield Operating(allowed, threshold, share(lowest, "harmful"), alarms)
+            threshold = self._threshold(turns, allowed, decides)
+            share: dict[str, float] = {
+                kind: alarm_rate([p for p, one in zip(mine, kinds, strict=True) if one == kind], threshold).value
+                for kind in dict.fromkeys(kinds)
+            }
+            yield Operating(allowed, turns, threshold, share.pop("harmful"), share)
 
     def _inputs(self, examples: Sequence[Example]) -> Inputs:
         """Of examples x system prompts, read in pieces that are kept."""
@@ -350,14 +395,20 @@ class _Training:
         with progress.track("test prompts", sum(map(len, reported.values())), "prompts") as advance:
             for (suite, intent), prompts in reported.items():
                 p = self._probabilities(probe, prompts)
-                share = alarm_rate(p, gate.threshold)
+                over = [one - _threshold(gate, prompt) for one, prompt in zip(p, prompts, strict=True)]
+                share = alarm_rate(over, 0)
                 monitored = None
                 if gate.monitor < 1:
-                    shut = [prompt for prompt, one in zip(prompts, p, strict=True) if one <= gate.threshold]
+                    shut = [prompt for prompt, one in zip(prompts, over, strict=True) if one <= 0]
                     monitored = alarm_rate(self._written(probe, shut[:_MONITORED]), gate.monitor)
                 found.append(Opens(suite, intent, share, monitored))
                 advance(len(prompts))
         return found
+
+
+def _threshold(gate: ProbeGate, prompt: Prompt) -> float:
+    """At which the gate opens at the end of a prompt."""
+    return gate.later if gate.later is not None and has_answer(prompt) else gate.threshold
 
 
 def sparse_latents(x: Tensor, kinds: Sequence[Kind], most: int) -> list[int]:
@@ -389,10 +440,11 @@ def _card(found: TrainedGate, run: Run) -> str:
     gate = found.gate
     what = (
         "A network of attention heads over the user's turn, on the residual"
-        if max(found.tried, key=lambda one: one.auroc).pool == "attention"
+        if found.pool == "attention"
         else "A logistic regression on the residual"
     )
-    watched = f", and in answers above {gate.monitor:.4f}" if gate.monitor < 1 else ""
+    watched = f", in later turns of a conversation above {gate.later:.4f}" if gate.later is not None else ""
+    watched += f", and in answers above {gate.monitor:.4f}" if gate.monitor < 1 else ""
     lines = [
         f"# Gate {found.hash}",
         "",
@@ -402,9 +454,12 @@ def _card(found: TrainedGate, run: Run) -> str:
         "",
         "Trained on (prompts that also occur in a reported suite left out):",
         "",
-        "| suite | as | prompts | left out | hash |",
-        "|---|---|--:|--:|---|",
-        *(f"| {s.suite} | {s.kind} | {s.prompts} | {s.left_out} | `{s.hash}` |" for s in found.sources),
+        "| suite | as | prompts | left out | gate opens, out of fold | hash |",
+        "|---|---|--:|--:|--:|---|",
+        *(
+            f"| {s.suite} | {s.kind} | {s.prompts} | {s.left_out} | {percent(found.suites[s.suite])} | `{s.hash}` |"
+            for s in found.sources
+        ),
         "",
         "Out of fold (no prompt judged by a fit that saw it or its twin), 95 % intervals:",
         "",
@@ -414,10 +469,10 @@ def _card(found: TrainedGate, run: Run) -> str:
         "",
         "Other thresholds:",
         "",
-        "| look-alikes allowed | threshold | harmful caught | look-alikes | benign |",
-        "|--:|--:|--:|--:|--:|",
+        "| turns | look-alikes allowed | threshold | harmful caught | look-alikes | benign |",
+        "|---|--:|--:|--:|--:|--:|",
         *(
-            f"| {100 * o.lookalike_alarms:.0f} % | {o.threshold:.4f} | {100 * o.caught:.1f} % "
+            f"| {o.turns} | {100 * o.lookalike_alarms:.0f} % | {o.threshold:.4f} | {100 * o.caught:.1f} % "
             f"| {100 * o.alarms.get('lookalike', 0):.1f} % | {100 * o.alarms.get('benign', 0):.1f} % |"
             for o in found.points
         ),

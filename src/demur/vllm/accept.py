@@ -67,6 +67,11 @@ def _check_probe(gate: ProbeGate, probe: Probe) -> None:
             f"the gate's probe {gate.probe} reads a whole turn ({probe.pool}), and turns are not followed inside "
             "vLLM; train one that reads the last token, or use demur's own server"
         )
+    if gate.later is not None:
+        raise InputError(
+            "the gate has another threshold in later turns, and turns are not followed inside vLLM; leave `later` out, "
+            "or use demur's own server"
+        )
     if gate.strength != "full":
         raise InputError(
             "the gate has strength 'probability', but inside vLLM a gate is open or shut; use full, or demur's own "
