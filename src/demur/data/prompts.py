@@ -16,7 +16,7 @@ _FOLDER = Path(__file__).parent / "prompts"
 OWN = ("harmful", "lookalike", "plain")
 """Names of demur's own prompt sets."""
 TRAINING = ("twins-harmful", "twins-lookalike", "talks-harmful", "talks-lookalike", "everyday")
-"""Names of its larger sets, which gates are trained on and nothing is reported on."""
+"""Names of its larger sets, which gates are trained on; only talks have a test split."""
 
 
 def load_prompts(name: str, intent: Intent, column: str = "") -> list[Prompt]:

@@ -11,6 +11,7 @@ from demur.data.suites.suite import Part, Suite
 _OWN = Suite("harmful", "demur's harmful requests", "MIT", harmful=120)
 
 _TRAINING = "to train on; its split is select throughout"
+_TALKS = "to train on; 120 of them are the test split"
 
 _HARMBENCH = Suite(
     name="harmbench",
@@ -92,16 +93,16 @@ SUITES: tuple[Suite, ...] = (
         _OWN,
         name="talks-harmful",
         title="demur's training set for gates: talks that end harmfully",
-        harmful=313,
-        note=_TRAINING,
+        harmful=1225,
+        note=_TALKS,
     ),
     replace(
         _OWN,
         name="talks-lookalike",
         title="demur's training set for gates: talks like them that do not",
         harmful=None,
-        benign=313,
-        note=_TRAINING,
+        benign=1225,
+        note=_TALKS,
     ),
     replace(
         _OWN,
