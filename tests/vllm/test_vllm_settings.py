@@ -128,6 +128,7 @@ READS = {
         ("narrow", {}, "reads 5 numbers, but the model's residual is 32 wide"),
         ("above", {}, "which comes after the edit"),
         ("token", {"strength": "probability"}, "inside vLLM a gate is open or shut"),
+        ("token", {"later": 0.3}, "turns are not followed inside vLLM"),
         ("token", {"monitor": 0.9, "positions": Positions("all")}, "a monitor and positions 'all'"),
         ("token", {"positions": Positions("user")}, "gate's positions are 'user'"),
     ],
