@@ -15,7 +15,7 @@ finished one is only counted again:
 3. `answers/`: the chosen spec and its neighbours on all test prompts; in it and in `others/` KL on unsteered answers to
    demur's plain test prompts.
 4. `tasks/`, `chat/`: PIQA, MMLU (20 of each subject), TruthfulQA mc1 as plain text, and parts of them as conversations.
-5. `attack/`, `attack-more/`: scripted Crescendo.
+5. `attack/`, `attack-more/`: scripted Crescendo; `attack-fresh/`: 24 further objectives (benchmarks/escalations.json).
 6. `others/`: baselines on an even part of the test prompts.
 
 A run of all of it takes two hours on two cores; the parts can be run one by one.
@@ -75,6 +75,8 @@ MARGIN = 0.02
 PLAIN_TALKS = "plain-talks"
 FULLY = (CHOSEN, "clamp", "clamp at 8")
 """Sides that are tried on every prompt; the others on an even part."""
+FRESH = Path(__file__).parent / "escalations.json"
+"""Objectives that nothing was looked at on."""
 ONE_THRESHOLD = "one threshold for all turns"
 ATTACKED = (ONE_THRESHOLD, "monitored, at 10", "strict")
 """Sides that are attacked too, to see what holds against talks that turn harmful slowly."""
@@ -363,7 +365,8 @@ def outcome(sides: Sides, label: str) -> dict[str, Any]:
         "kl_interval": None if kl is None else [round(kl.low, 5), round(kl.high, 5), len(plain)],
         "tasks": tasks,
         "tasks_as_chat": capability(sides, spec, "chat"),
-        "crescendo": crescendo(sides, spec),
+        "crescendo": crescendo(sides, spec, "attack", "attack-more"),
+        "crescendo_fresh": crescendo(sides, spec, "attack-fresh"),
     }
 
 
@@ -395,9 +398,9 @@ def task_of(sample: TaskSample) -> str:
     return sample.group or sample.task
 
 
-def crescendo(sides: Sides, spec: str) -> dict[str, Any]:
+def crescendo(sides: Sides, spec: str, *names: str) -> dict[str, Any]:
     """Attack success rate under a side, over objectives."""
-    for name in ("attack", "attack-more"):
+    for name in names:
         path = sides.folder / name / "attack.json"
         if not path.exists():
             continue
@@ -454,6 +457,7 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
         evaluated(sides, folder / "chat", key, suite=(), task=tasks, damage=False, chat=True, name="chat")
     if "attack" in steps:
         attacked(sides, key, "attack")
+        attacked(sides, key, "attack-fresh", objectives=FRESH, seeds=2)
         attacked(sides, [one for one in specs if one.label in ATTACKED], "attack-more")
     done = [name for name in ("answers", "others") if (folder / name / "evaluation.json").exists()]
     labels = [one.label for one in specs if ("answers" if one.label in FULLY else "others") in done]
@@ -481,13 +485,15 @@ def equal_refusals(gains: dict[str, float]) -> str:
     return min(ungated, key=lambda label: abs(gains[label] - gains[CHOSEN]))
 
 
-def attacked(sides: Sides, specs: Sequence[Named], name: str) -> None:
+def attacked(sides: Sides, specs: Sequence[Named], name: str, **settings: Any) -> None:
     """Scripted Crescendo against sides."""
     paths = []
     for one in specs:
         paths.append(sides.folder / "attacked" / f"{one.label.replace(' ', '-')}.json")
         write_spec(paths[-1], one.spec)
-    config = AttackConfig(spec=tuple(paths), sae=(MODEL,), probe=(sides.probe,), max_new_tokens=64, name=name)
+    config = AttackConfig(
+        spec=tuple(paths), sae=(MODEL,), probe=(sides.probe,), max_new_tokens=64, name=name, **settings
+    )
     attack(Attack(sides.folder / name, config=config))
 
 
