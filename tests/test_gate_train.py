@@ -149,6 +149,7 @@ def test_later_turns_have_a_threshold_of_their_own(tiny: Path, tmp_path: Path) -
         for part in (f"--{flag}", str(tiny / f"{name}.jsonl"), str(tmp_path / f"talks-{name}.jsonl"))
     ]
     out = tmp_path / "run"
+    sets[1:1] = ["harmful"]  # a suite that is called as a kind is
     given = [*arguments(tiny), *sets, "--talk-alarms", "0.4", "--lookalike-alarms", "0.1", "--out", str(out)]
     assert main(given) == 0
     found = read_json(out / "trained.json")
@@ -156,6 +157,7 @@ def test_later_turns_have_a_threshold_of_their_own(tiny: Path, tmp_path: Path) -
     suites = {Path(name).stem: one for name, one in found["suites"].items()}
     assert suites["talks-alike"]["n"] == suites["alike"]["n"] == 24
     assert suites["alike"]["value"] <= 0.1
+    assert (suites["harmful"]["n"], found["caught"]["n"]) == (36, 84)
     assert 0.1 < suites["talks-alike"]["value"] <= 0.4
     by = {(one["turns"], one["lookalike_alarms"]): one["threshold"] for one in found["points"]}
     assert by["first", 0.1] == found["gate"]["threshold"]

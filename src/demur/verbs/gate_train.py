@@ -265,10 +265,9 @@ class _Training:
         others = [kind for kind in by if kind != "harmful"]
         over = [p - _threshold(gate, one.prompt) for one, p in zip(self.examples, decides, strict=True)]
 
-        def opened(name: str) -> Estimate:
-            return alarm_rate(
-                [p for p, one in zip(over, self.examples, strict=True) if name in (one.kind, one.suite)], 0
-            )
+        def opened(kind: str = "", suite: str = "") -> Estimate:
+            of = [kind == one.kind or suite == one.suite for one in self.examples]
+            return alarm_rate([p for p, mine in zip(over, of, strict=True) if mine], 0)
 
         found = TrainedGate(
             probe=str((self.folder / "probe.safetensors").resolve()),
@@ -282,7 +281,7 @@ class _Training:
             auroc={kind: auroc(by["harmful"], by[kind], config.seed) for kind in others},
             caught=opened("harmful"),
             alarms={kind: opened(kind) for kind in others},
-            suites={one.suite: opened(one.suite) for one in self.sources},
+            suites={one.suite: opened(suite=one.suite) for one in self.sources},
             points=tuple(self._operating(decides)),
             curve=tuple(calibration(fit.out_of_fold.tolist(), kinds)),
             opens=tuple(opens),
