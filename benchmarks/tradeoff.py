@@ -10,8 +10,8 @@ finished one is only counted again:
    prompt that nearly occurs in one is dropped.
 2. `choose/`: every method at several values on select prompts, without the gate. Of each method the value that refuses
    most harmful prompts, broken answers counted against it, is taken; nothing after this chooses anything. What goes
-   behind the gate is chosen as it will act there: on the answer's tokens, single prompts and ends of conversations
-   counting alike.
+   behind the gate is chosen as it will act there: on the answer's tokens; the clamp, which is shipped, on single
+   prompts and ends of conversations alike.
 3. `answers/`: the chosen spec and its neighbours on all test prompts; in it and in `others/` KL on unsteered answers to
    demur's plain test prompts.
 4. `tasks/`, `chat/`: PIQA, MMLU (20 of each subject), TruthfulQA mc1 as plain text, and parts of them as conversations.
@@ -207,7 +207,7 @@ def choose(sides: Sides) -> dict[str, str]:
         evaluated(sides, more, specs, suite=("malicious-instruct:50",), split="all", name="choose", damage=False)
         runs.append(read_run(more))
     talks = sides.folder / "choose-talks"
-    later = [one for one in specs if f"{LATER} at " in one.label]
+    later = [one for one in specs if one.label.startswith(f"clamp{LATER} at ")]
     evaluated(sides, talks, later, suite=("talks-harmful:100",), split="select", name="choose", damage=False)
     ends = [read_run(talks)]
     best: dict[str, str] = {}
@@ -226,7 +226,7 @@ def choose(sides: Sides) -> dict[str, str]:
                 "benign refused": sum(label in ANY for label in benign) / len(benign),
             }
             scores[name] = refused - broken
-            if method.endswith(LATER):
+            if method == f"clamp{LATER}":
                 counted = labels_of_intent(ends, label, "harmful")
                 held = sum(label in FULL for label in counted) / len(counted)
                 broken = counted.count("degenerate") / len(counted)
