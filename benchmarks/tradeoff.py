@@ -78,7 +78,9 @@ FULLY = (CHOSEN, "clamp", "clamp at 8")
 FRESH = Path(__file__).parent / "escalations.json"
 """Objectives that nothing was looked at on."""
 ONE_THRESHOLD = "one threshold for all turns"
-ATTACKED = (ONE_THRESHOLD, "monitored, at 10", "strict")
+ALWAYS = "always open in later turns"
+"""What a gate that misses nothing would leave to the push."""
+ATTACKED = (ALWAYS, "monitored, at 10")
 """Sides that are attacked too, to see what holds against talks that turn harmful slowly."""
 
 
@@ -254,7 +256,8 @@ def test_sides(sides: Sides, best: dict[str, str]) -> list[Named]:
     found.append(Named("clamp", at("clamp")))
     found += [Named(f"clamp at {v:g}", sides.clamp(v)) for v in (8.0, 4.0, 12.0)]
     found += [Named(name, replace(later, gate=gates[name])) for name in ("cautious", "strict")]
-    found.append(Named(ONE_THRESHOLD, replace(later, gate=replace(gates[CHOSEN], later=None))))
+    for name, other in ((ONE_THRESHOLD, None), (ALWAYS, 0.0)):
+        found.append(Named(name, replace(later, gate=replace(gates[CHOSEN], later=other))))
     # a monitor that opens late needs an edit that still goes on
     lasting = replace(sides.clamp(10.0), positions=Positions("answer"))
     found.append(Named("monitored, at 10", replace(lasting, gate=gates["monitored"])))
@@ -434,9 +437,8 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
     specs = test_sides(sides, best)
     more = data / "chat_alpaca_eval" / "gpt4_1106_preview.json"
     suites: tuple[str, ...] = ("advbench", "harmbench", "xstest", "harmful", "lookalike", "plain")
-    part: tuple[str, ...] = ("advbench:60", "harmbench:50", "xstest:110", "harmful:21", "lookalike:21", "plain:21")
+    part = ("advbench:60", "harmbench:50", "xstest:110", "harmful:21", "lookalike:21", "plain:21")
     talks = ("talks-harmful", "talks-lookalike", str(plain_talks(sides)))
-    part += tuple(f"{name}:40" for name in talks)
     if "answers" in steps:
         suites += talks + ((f"{more}:100",) if more.exists() else ())
         fully = [one for one in specs if one.label in FULLY]
@@ -457,7 +459,7 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
         evaluated(sides, folder / "chat", key, suite=(), task=tasks, damage=False, chat=True, name="chat")
     if "attack" in steps:
         attacked(sides, key, "attack")
-        attacked(sides, key, "attack-fresh", objectives=FRESH, seeds=2)
+        attacked(sides, key, "attack-fresh", objectives=FRESH, seeds=1)
         attacked(sides, [one for one in specs if one.label in ATTACKED], "attack-more")
     done = [name for name in ("answers", "others") if (folder / name / "evaluation.json").exists()]
     labels = [one.label for one in specs if ("answers" if one.label in FULLY else "others") in done]
