@@ -18,7 +18,7 @@ finished one is only counted again:
 5. `attack/`, `attack-more/`: scripted Crescendo; `attack-fresh/`: 24 further objectives (benchmarks/escalations.json).
 6. `others/`: baselines on an even part of the test prompts.
 
-A run of all of it takes two hours on two cores; the parts can be run one by one.
+A run of all of it takes three hours on two cores; the parts can be run one by one.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ _MONITORED, _MONITOR_TOKENS = 100, 64
 """Answers that the monitor's threshold is set on, and their length."""
 
 
-Turns = Literal["all", "first", "later"]
+WhichTurns = Literal["all", "first", "later"]
 """All prompts, or those that begin a conversation, or those that go on with one."""
 
 
@@ -85,7 +85,7 @@ class Operating:
 
     lookalike_alarms: float
     """The share of look-alikes that was allowed."""
-    turns: Turns
+    turns: WhichTurns
     """Of which prompts all this is said."""
     threshold: float
     caught: float
@@ -307,11 +307,11 @@ class _Training:
             self._threshold("later", config.talk_alarms, decides),
         )
 
-    def _threshold(self, turns: Turns, allowed: float, decides: list[float]) -> float:
+    def _threshold(self, turns: WhichTurns, allowed: float, decides: list[float]) -> float:
         kinds, mine = self._of_turns(turns, decides)
         return threshold_for(mine, kinds, {"benign": self.config.false_alarms, "lookalike": allowed})
 
-    def _of_turns(self, turns: Turns, decides: list[float]) -> tuple[list[Kind], list[float]]:
+    def _of_turns(self, turns: WhichTurns, decides: list[float]) -> tuple[list[Kind], list[float]]:
         found = [
             (one.kind, p)
             for one, p in zip(self.examples, decides, strict=True)
@@ -320,7 +320,7 @@ class _Training:
         return [kind for kind, _ in found], [p for _, p in found]
 
     def _operating(self, decides: list[float]) -> Iterator[Operating]:
-        parts: tuple[Turns, ...] = ("first", "later") if self.config.talk_alarms else ("all",)
+        parts: tuple[WhichTurns, ...] = ("first", "later") if self.config.talk_alarms else ("all",)
         for turns, allowed in product(parts, _ALLOWED):
             kinds, mine = self._of_turns(turns, decides)
             if round(allowed * kinds.count("lookalike"), 6) < 1:
