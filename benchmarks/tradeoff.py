@@ -80,7 +80,7 @@ FRESH = Path(__file__).parent / "escalations.json"
 ONE_THRESHOLD = "one threshold for all turns"
 ALWAYS = "always open in later turns"
 """What a gate that misses nothing would leave to the push."""
-ATTACKED = (ALWAYS, "monitored, at 10")
+ATTACKED = (ALWAYS, "strict", "monitored, at 10")
 """Sides that are attacked too, to see what holds against talks that turn harmful slowly."""
 
 
