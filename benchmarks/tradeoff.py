@@ -438,9 +438,9 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
     more = data / "chat_alpaca_eval" / "gpt4_1106_preview.json"
     suites: tuple[str, ...] = ("advbench", "harmbench", "xstest", "harmful", "lookalike", "plain")
     part = ("advbench:60", "harmbench:50", "xstest:110", "harmful:21", "lookalike:21", "plain:21")
-    talks = ("talks-harmful", "talks-lookalike", str(plain_talks(sides)))
     if "answers" in steps:
-        suites += talks + ((f"{more}:100",) if more.exists() else ())
+        suites += ("talks-harmful", "talks-lookalike", str(plain_talks(sides)))
+        suites += (f"{more}:100",) if more.exists() else ()
         fully = [one for one in specs if one.label in FULLY]
         evaluated(sides, folder / "answers", fully, suite=suites, intent="benign", name="answers")
     if "others" in steps:

@@ -12,7 +12,7 @@ from demur.lm.attach import Step
 from demur.lm.turns import ASSISTANT, Turns
 from demur.spec import LatentGate, NamedGate, Positions, ProbeGate, SteeringSpec
 from demur.steering.artefacts import Artefacts, check_gate
-from demur.steering.gates import ByRow, GateState
+from demur.steering.gates import GateState
 from demur.steering.positions import TurnReader, chosen, strength
 from demur.types import Hookpoint, parse_hookpoint
 
@@ -26,7 +26,7 @@ class _Gate:
         self.place = parse_hookpoint(gate.hookpoint)
         self._looks = (gate.positions, spec.skip_first)
         self.state = GateState()
-        self._spoken = ByRow(0.0)
+        self._spoken = GateState()
         """Whether the assistant has spoken in a row."""
         self.specs: list[int] = []
         self._probe = gate if isinstance(gate, ProbeGate) else None
@@ -65,10 +65,8 @@ class _Gate:
         if gate.later is None:
             return gate.threshold
         assert owner is not None
-        before = self._spoken.before(step, len(owner), owner.device)
-        spoken = torch.maximum((owner == ASSISTANT).float().cummax(1).values, before)
-        self._spoken.after(step, spoken[:, -1:])
-        return torch.where(spoken > 0, gate.later, gate.threshold).to(device)
+        spoken = self._spoken.read(owner == ASSISTANT, step) > 0
+        return torch.where(spoken, gate.later, gate.threshold).to(device)
 
 
 class Rows:

@@ -263,7 +263,7 @@ class _Training:
             kind: [p for p, one in zip(worst.mean(1), each, strict=True) if one == kind] for kind in dict.fromkeys(each)
         }
         others = [kind for kind in by if kind != "harmful"]
-        over = [p - _threshold(gate, one.prompt) for one, p in zip(self.examples, decides, strict=True)]
+        over = [p - _opens_above(gate, one.prompt) for one, p in zip(self.examples, decides, strict=True)]
 
         def opened(kind: str = "", suite: str = "") -> Estimate:
             of = [kind == one.kind or suite == one.suite for one in self.examples]
@@ -394,7 +394,7 @@ class _Training:
         with progress.track("test prompts", sum(map(len, reported.values())), "prompts") as advance:
             for (suite, intent), prompts in reported.items():
                 p = self._probabilities(probe, prompts)
-                over = [one - _threshold(gate, prompt) for one, prompt in zip(p, prompts, strict=True)]
+                over = [one - _opens_above(gate, prompt) for one, prompt in zip(p, prompts, strict=True)]
                 share = alarm_rate(over, 0)
                 monitored = None
                 if gate.monitor < 1:
@@ -405,8 +405,8 @@ class _Training:
         return found
 
 
-def _threshold(gate: ProbeGate, prompt: Prompt) -> float:
-    """At which the gate opens at the end of a prompt."""
+def _opens_above(gate: ProbeGate, prompt: Prompt) -> float:
+    """The probability above which the gate opens at the end of a prompt."""
     return gate.later if gate.later is not None and has_answer(prompt) else gate.threshold
 
 
