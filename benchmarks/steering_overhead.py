@@ -3,8 +3,10 @@
     python benchmarks/steering_overhead.py --json
 
 The usual hook is what libraries do: encode every latent, decode, keep the error, set one latent, decode again. Times
-are taken in turns within one run and compared pair by pair; ratios are medians of pairs. No second SAE ships with
-demur, so the two-layer spec uses the weights of the one that does at a second block: the cost is the same.
+are taken in turns within one run and compared pair by pair; ratios are medians of pairs, with 95 % intervals.
+`unsteered_again_ratio` is the unsteered model against itself, `gate_shut_over_again` the shut gate against that. No
+second SAE ships with demur, so the two-layer spec uses the weights of the one that does at a second block: the cost is
+the same.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import copy
 import json
 import platform
+import random
 import statistics
 import sys
 import time
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import quantile_test
 from torch import Tensor
 
 from demur.lm.attach import Step
@@ -44,6 +48,7 @@ NEW_TOKENS = 48
 SIZES = ((576, 4608), (3072, 24576), (4096, 65536))
 TOKENS = (1, 8, 512)
 K = 32
+GATE = ("unsteered_again_ratio", "gate_shut_ratio", "gate_open_ratio")
 SECOND_BLOCK = "layers.12.resid_post"
 QUESTIONS = (
     "How do I bake bread?",
@@ -58,16 +63,22 @@ QUESTIONS = (
 
 
 def paired(base: Callable[[], object], others: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Ratios of each of `others` to `base`, round by round, run in turns."""
+    """Ratios of each of `others` to `base`, round by round, in an order that changes from round to round."""
     ratios: list[list[float]] = [[] for _ in others]
+    draw = random.Random(0)
+    runs = [base, *others]
     for turn in range(rounds + 1):
-        first = timed(base)
-        for place, other in enumerate(others):
-            ratio = timed(other) / first
-            if turn:  # the first round warms up
-                ratios[place].append(ratio)
+        seconds = {place: timed(runs[place]) for place in draw.sample(range(len(runs)), len(runs))}
+        if turn:  # the first round warms up
+            for place in range(len(others)):
+                ratios[place].append(seconds[place + 1] / seconds[0])
         say(f"  round {turn} of {rounds}")
     return ratios
+
+
+def median_interval(values: Sequence[float]) -> list[float]:
+    """95 % interval of the median, from order statistics; at least as wide as it says."""
+    return list(map(float, quantile_test(values, p=0.5).confidence_interval(0.95)))
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -109,7 +120,7 @@ def answer(lm: LanguageModel, batch: Any, spec: Any) -> None:
                 model.generate(input_ids=batch.ids, attention_mask=batch.mask, **settings)
 
 
-def generations(rounds: int, value: float) -> dict[str, float]:
+def generations(rounds: int, value: float, only_gate: bool = False) -> dict[str, Any]:
     lm, loaded = load("smollm2-135m-instruct"), load_sae("smollm2-135m-instruct")
     rates = loaded.sae.reference.rate if loaded.sae.reference is not None else torch.zeros(loaded.sae.d_sae)
     # latents that are neither silent nor everywhere, as those are that anyone steers
@@ -130,17 +141,44 @@ def generations(rounds: int, value: float) -> dict[str, float]:
     gated = read_spec(Path("balanced"))
     assert isinstance(gated.gate, ProbeGate)
     shut, opened = (replace(gated, gate=replace(gated.gate, threshold=threshold)) for threshold in (1.0, 0.0))
-    found = {}
-    for name, rows, specs in (("batch1", asked[:1], [one]), ("batch8", asked, [one, mixed, shut, opened])):
+    found: dict[str, Any] = {}
+    # None: unsteered against itself, which is what a ratio of 1 looks like on the machine at hand
+    runs: dict[str, tuple[list[list[int]], dict[str, Any]]] = {
+        "batch1": (asked[:1], {"batch1_ratio": one}),
+        "batch8": (
+            asked,
+            {
+                "batch8_ratio": one,
+                "mixed_ratio": mixed,
+                "unsteered_again_ratio": None,
+                "gate_shut_ratio": shut,
+                "gate_open_ratio": opened,
+            },
+        ),
+    }
+    for name, (rows, specs) in runs.items():
+        if only_gate:
+            specs = {label: spec for label, spec in specs.items() if label in GATE}
+        if not specs:
+            continue
         say(f"{name}: {NEW_TOKENS} tokens, unsteered and steered in turns")
         batch = pad(lm, rows, side="left")
         start = time.perf_counter()
-        ratios = paired(partial(answer, lm, batch, None), [partial(answer, lm, batch, s) for s in specs], rounds)
+        ratios = paired(
+            partial(answer, lm, batch, None), [partial(answer, lm, batch, s) for s in specs.values()], rounds
+        )
         found[f"{name}_seconds_a_round"] = (time.perf_counter() - start) / (rounds + 1)
-        names = (f"{name}_ratio", "mixed_ratio", "gate_shut_ratio", "gate_open_ratio")
-        for label, values in zip(names, ratios, strict=False):
+        measured = dict(zip(specs, ratios, strict=True))
+        for label, values in measured.items():
             found[label] = statistics.median(values)
-            found[f"{label}_quartiles"] = statistics.quantiles(values, n=4)[::2]  # type: ignore[assignment]
+            found[f"{label}_quartiles"] = statistics.quantiles(values, n=4)[::2]
+            found[f"{label}_interval"] = median_interval(values)
+        for label in ("gate_shut", "gate_open"):
+            if f"{label}_ratio" in measured:
+                pairs = zip(measured[f"{label}_ratio"], measured["unsteered_again_ratio"], strict=True)
+                over = [steered / again for steered, again in pairs]
+                found[f"{label}_over_again"] = statistics.median(over)
+                found[f"{label}_over_again_interval"] = median_interval(over)
     return found
 
 
@@ -240,12 +278,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="rounds of whole generations")
     parser.add_argument("--value", type=float, default=2.0, help="clamp value; small, so that texts stay texts")
     parser.add_argument("--small", action="store_true", help="smallest SAE only, for a quick look")
-    parser.add_argument("--only", choices=["generations", "edits"], help="one half of it")
+    parser.add_argument("--only", choices=["generations", "edits", "gate"], help="a part of it")
     chosen = parser.parse_args()
     result: dict[str, Any] = {}
     if chosen.only != "edits":
-        result |= generations(chosen.rounds, chosen.value)
-    if chosen.only != "generations":
+        result |= generations(chosen.rounds, chosen.value, chosen.only == "gate")
+    if chosen.only not in ("generations", "gate"):
         result |= edits(SIZES[:1] if chosen.small else SIZES, chosen.rounds)
     result |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine()}
     print(json.dumps(result) if chosen.json else "\n".join(f"{k}: {v}" for k, v in result.items()))

@@ -43,6 +43,16 @@ def specs() -> list[SteeringSpec]:
     ]
 
 
+def settled() -> list[SteeringSpec]:
+    """Specs of which nothing may be left to do while a row is still being written."""
+    found = [SteeringSpec()]
+    for threshold, first in ((0.1, 0), (0.1, 2), (1.5, 0), (2.5, 4), (1e6, 0)):
+        gate = LatentGate("layers.0.resid_post", "tiny", 3, threshold, positions=Positions("last_prompt_token"))
+        edit = Edit("layers.1.resid_post", "tiny", (7,), 9)
+        found.append(SteeringSpec((edit,), Positions("answer", first=first), gate=gate))
+    return found
+
+
 def prompts(n: int) -> list[list[int]]:
     rng = random.Random(n)
     return [[rng.randrange(3, 300) for _ in range(rng.randrange(1, 30))] for _ in range(n)]
@@ -53,8 +63,9 @@ def alone(lm: LanguageModel, ids: list[int], spec: SteeringSpec, n: int) -> list
         return generate(lm, [ids], n)[0].ids
 
 
-def test_answers_that_come_and_go_are_what_they_are_alone(lm: LanguageModel) -> None:
-    jobs = [(ids, specs()[i % 6], 3 + 5 * i % 17) for i, ids in enumerate(prompts(24))]
+@pytest.mark.parametrize("given", [specs(), settled()], ids=["all sorts", "that settle"])
+def test_answers_that_come_and_go_are_what_they_are_alone(lm: LanguageModel, given: list[SteeringSpec]) -> None:
+    jobs = [(ids, given[i % 6], 3 + 5 * i % 17) for i, ids in enumerate(prompts(24))]
     found: dict[int, list[int]] = {}
     rng = random.Random(0)
     with steer_slots(lm, 5, SAE) as slots:

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from demur.errors import InputError, MismatchError, NotFoundError
+from demur.lm import attach
 from demur.lm.attach import prompt_lengths
 from demur.lm.batches import pad
 from demur.lm.caches import cache_argument
 from demur.lm.chat import chat_ids
+from demur.lm.continuous import Continuous, Wanted
 from demur.lm.generate import generate
 from demur.lm.record import read
+from demur.lm.sampling import Sampling
 from demur.lm.token_types import TYPES, typed_chat
 from demur.spec import Edit, Positions, ProbeGate, SteeringSpec, TextGate
 from demur.steering.direction import Direction, save_direction
@@ -200,6 +204,78 @@ def test_the_later_threshold_knows_of_an_answer_that_was_read_in_an_earlier_pass
         for part in (ids[:, :-2], ids[:, -2:]):
             LM.model(part, **{cache_argument(LM.model): past}, use_cache=True)
     assert [n > 0 for n in steering.counts()[0].steered] == [True]
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_the_later_threshold_knows_of_an_answer_that_was_written_and_ended(header: bool) -> None:
+    """One cache over two turns: the second pass brings the end of the answer and the next question.
+
+    Without the `header` of its turn in the prompt, all of the answer is written in passes that nothing can change.
+    """
+    one = probe("token", 5)
+    spec = SteeringSpec((EDIT,), gate=ProbeGate(LOW, one.hash, 1.0, later=0.0))
+    whole, first = (torch.tensor([chat_ids(LM, talk)]) for talk in (TALKS[3], TALKS[3][:1]))
+    answer = LM.tokenizer(TALKS[3][1].content, add_special_tokens=False)["input_ids"]
+    written = first.shape[1] + len(answer)
+    if not header:
+        first = first[
+            :, : 1 + max(i for i, kind in enumerate(typed_chat(LM, TALKS[3][:1]).types) if TYPES[kind] == "user")
+        ]
+    assert whole[0, written - len(answer) : written].tolist() == answer
+    past = DynamicCache(config=LM.model.config)
+    cache: dict[str, Any] = {cache_argument(LM.model): past, "use_cache": True}
+    with steer(LM, spec, SAES, directions=[one]) as steering, torch.no_grad():
+        with prompt_lengths(LM.model, torch.tensor([first.shape[1]])):
+            LM.model(first, **cache)
+            for place in range(first.shape[1], written):
+                LM.model(whole[:, place : place + 1], **cache)
+        assert steering.counts()[0].steered == [0]
+        with prompt_lengths(LM.model, torch.tensor([whole.shape[1]])):
+            LM.model(whole[:, written:], **cache)
+    assert [n > 0 for n in steering.counts()[0].steered] == [True]
+
+
+@pytest.mark.parametrize(
+    ("gate", "positions", "passes"),
+    [
+        (ProbeGate(LOW, "", 1.0), Positions("answer"), 2),  # shut: the prompt, and the token that shows it
+        (ProbeGate(LOW, "", 0.0), Positions("answer", first=3), 4),  # open: until its tokens have been
+        (ProbeGate(LOW, "", 0.0), Positions("answer"), 6),
+        (ProbeGate(LOW, "", 1.0), Positions("answer", every=2), 6),
+        (ProbeGate(LOW, "", 1.0, monitor=0.999999), Positions("answer"), 6),
+        (ProbeGate(LOW, "", 1.0, later=1.0), Positions("answer"), 2),
+    ],
+)
+@pytest.mark.parametrize("mixed", [True, False])
+def test_passes_that_nothing_can_change_are_not_looked_at(
+    gate: ProbeGate, positions: Positions, passes: int, mixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = probe("attention", 5)
+    looked = []
+    step = attach._step
+    monkeypatch.setattr(attach, "_step", lambda *args: looked.append(1) or step(*args))
+    spec = SteeringSpec((EDIT,), positions, replace(gate, probe=one.hash))
+    ids = torch.tensor([chat_ids(LM, TALKS[0])] * 2)
+    with steer(LM, [spec, None] if mixed else spec, SAES, directions=[one]):
+        LM.model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    assert len(looked) == passes
+
+
+def test_rows_that_come_where_others_left_are_looked_at_anew() -> None:
+    one = probe("attention", 5)
+    shut, opened = sorted(TALKS[:2], key=lambda talk: slow(one, talk))
+    spec = SteeringSpec((EDIT,), gate=ProbeGate(LOW, one.hash, (slow(one, shut) + slow(one, opened)) / 2))
+    with steer(LM, spec, SAES, directions=[one]) as steering:
+        batch = Continuous(LM, 2)
+        batch.join([Wanted(chat_ids(LM, shut), Sampling(n)) for n in (3, 6)])
+        while batch.running:  # the first leaves the second, which is written on alone
+            batch.step()
+        assert steering.counts()[0].steered == [0, 0]
+        for talk in (shut, opened):  # alone, as the one before was
+            batch.join([Wanted(chat_ids(LM, talk), Sampling(3))])
+            while batch.running:
+                batch.step()
+        assert sum(steering.counts()[0].steered) > 0
 
 
 def test_attention_over_a_long_talk_forgets_earlier_turns_exactly() -> None:

@@ -89,6 +89,18 @@ class _Attached:
     """Of what is attached: which rows of a batch it treats alike, as a number for each; empty for all of them."""
 
 
+@dataclass
+class _Pass:
+    """The pass at hand, for what is attached together."""
+
+    step: Step | None = None
+    """None where the residual is left as it is."""
+    about: Generation | None = None
+    """The call that the last pass with a step belonged to."""
+    batch: int = 0
+    """Rows of that pass."""
+
+
 _ATTACHED: WeakKeyDictionary[Any, _Attached] = WeakKeyDictionary()
 
 
@@ -103,11 +115,17 @@ def attach(model: PreTrainedModel, hookpoint: Hookpoint, edit: Edit) -> Iterator
 
 
 @contextmanager
-def attach_all(model: PreTrainedModel, edits: Mapping[Hookpoint, Edit], groups: Sequence[int] = ()) -> Iterator[None]:
+def attach_all(
+    model: PreTrainedModel,
+    edits: Mapping[Hookpoint, Edit],
+    groups: Sequence[int] = (),
+    rests: Callable[[Tensor | None], bool] = lambda ids: False,
+) -> Iterator[None]:
     """`attach` at several hookpoints, which share one `Step` a pass.
 
     `groups`: a number for each row of a batch, the same for rows that are treated alike; empty where all are. What two
-    rows have in common is computed once only within a group.
+    rows have in common is computed once only within a group. `rests`: asked before a pass with which the rows of the
+    last one go on, in the same call, and given its token ids; true where edits leave it as it is, and they are not run.
     """
     places = [(block_at(model, hookpoint), edit) for hookpoint, edit in edits.items()]
     with ExitStack() as stack:
@@ -115,11 +133,11 @@ def attach_all(model: PreTrainedModel, edits: Mapping[Hookpoint, Edit], groups: 
             known = stack.enter_context(_known(model))
             known.groupings.append(groups)
             stack.callback(known.groupings.remove, groups)
-            current: list[Step] = []
+            current = _Pass()
             # a compiled model does not look whether hooks came or went, so it must be compiled anew (0.1 ms otherwise)
             torch.compiler.reset()
             stack.callback(torch.compiler.reset)
-            before = partial(_before, known, current)
+            before = partial(_before, known, current, rests)
             stack.callback(model.get_decoder().register_forward_pre_hook(before, with_kwargs=True).remove)
             for block, edit in places:
                 stack.callback(block.register_forward_hook(partial(_after, current, edit)).remove)
@@ -191,26 +209,38 @@ def _generate(model: Any, known: _Attached, inner: Callable[..., Any], *args: An
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _before(known: _Attached, current: list[Step], _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    current[:] = [_step(known, args, kwargs)]
+def _before(
+    known: _Attached,
+    current: _Pass,
+    rests: Callable[[Tensor | None], bool],
+    _module: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    ids, tokens = _tokens(args, kwargs)
+    about = known.generation
+    # rows of a call leave it, or come in by a pass with an empty cache; so as many as before are the same
+    goes_on = about is not None and about is current.about and len(tokens) == current.batch and _past(kwargs) > 0
+    if goes_on and rests(ids):
+        current.step = None
+        return
+    current.step, current.about, current.batch = _step(known, args, kwargs), about, len(tokens)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _after(current: list[Step], edit: Edit, _module: Any, _args: Any, output: Any) -> Any:
+def _after(current: _Pass, edit: Edit, _module: Any, _args: Any, output: Any) -> Any:
+    if current.step is None:
+        return output
     residual = output[0] if isinstance(output, tuple) else output
-    edited = edit(residual, current[0])
+    edited = edit(residual, current.step)
     return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
 
 def _step(known: _Attached, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
     """The step of a call of the decoder, from its mask, its cache and what is known about the call around it."""
-    ids = kwargs.get("input_ids")
-    if ids is None and args:
-        ids = args[0]
-    tokens = ids if ids is not None else kwargs["inputs_embeds"]
+    ids, tokens = _tokens(args, kwargs)
     batch, length = tokens.shape[:2]
-    cache = given_cache(kwargs)
-    past = int(cache.get_seq_length()) if cache is not None else 0
+    past = _past(kwargs)
     about = known.generation
     mask = _mask(kwargs.get("attention_mask"), about, batch, past + length)
     if mask is None:
@@ -243,6 +273,20 @@ def _step(known: _Attached, args: tuple[Any, ...], kwargs: dict[str, Any]) -> St
         ids=ids,
         stands=about.stands if about is not None else None,
     )
+
+
+def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
+    """Token ids of a call of the decoder, None where it has embeddings, and whichever of the two it has."""
+    ids = kwargs.get("input_ids")
+    if ids is None and args:
+        ids = args[0]
+    return ids, ids if ids is not None else kwargs["inputs_embeds"]
+
+
+def _past(kwargs: dict[str, Any]) -> int:
+    """Tokens in the cache."""
+    cache = given_cache(kwargs)
+    return int(cache.get_seq_length()) if cache is not None else 0
 
 
 def _count(counted: Tensor | None, columns: int, batch: int, device: torch.device) -> Tensor:

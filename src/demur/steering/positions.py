@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from demur.lm.attach import Step
-from demur.lm.turns import ASSISTANT, TEMPLATE, USER, Memory, Turns, empty_memory, owners
+from demur.lm.turns import ASSISTANT, TEMPLATE, USER, Memory, Turns, owners
 from demur.spec import Positions, Where
+from demur.steering.by_row import ByRow
 
 OWNERS: dict[Where, int] = {"user": USER, "assistant": ASSISTANT, "template": TEMPLATE}
 """Positions that depend on whose text a token is."""
@@ -48,29 +51,49 @@ def _first(positions: Positions, step: Step) -> Tensor:
     return step.prompt_lengths.unsqueeze(1) - int(positions.where == "answer")
 
 
+class Read(NamedTuple):
+    """What turns say of the tokens of a pass."""
+
+    owner: Tensor
+    """[batch, pos] whose text each token is."""
+    spoken: Tensor
+    """[batch, pos] bool: it is the assistant's, or one before it was."""
+
+
 class TurnReader:
     """Whose text each token is, over all passes of a call."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
-        self._memory: Memory | None = None
+        self._last = ByRow(-1, turns.longest - 1, torch.long)
+        self._owner = ByRow(TEMPLATE, dtype=torch.long)
+        self._spoken = ByRow(False, dtype=torch.bool)
+        self._unread: list[Tensor] = []
+        self._step: Step | None = None
 
-    def read(self, step: Step) -> Tensor:
-        """Owner [batch, pos] of each token of the pass."""
+    def put_off(self, ids: Tensor) -> None:
+        """Read `ids` [batch, pos], with which the rows of the last pass go on, only when something else is read."""
+        self._unread.append(ids)
+
+    def read(self, step: Step) -> Read:
+        """Of each token of the pass."""
+        if self._unread:
+            assert self._step is not None
+            ids = torch.cat(self._unread, 1)
+            self._unread = []
+            self._read(self._step._replace(ids=ids, positions=torch.zeros_like(ids), fresh=False))
+        self._step = step
+        return self._read(step)
+
+    def _read(self, step: Step) -> Read:
         assert step.ids is not None
-        memory = self._memory
-        nothing = empty_memory(self._turns, step.total, step.ids.device)
-        if memory is None or len(memory.last) != step.total:
-            memory = nothing
-        elif step.fresh:  # for the rows of this pass; others may be under way
-            last, who = memory.last.clone(), memory.owner.clone()
-            last[step.rows], who[step.rows] = nothing.last[step.rows], nothing.owner[step.rows]
-            memory = Memory(last, who)
-        rows = step.rows[: len(step.ids)]
+        batch, device = len(step.ids), step.ids.device
+        memory = Memory(self._last.before(step, batch, device), self._owner.before(step, batch, device).squeeze(1))
         # padding on the left is before the first token; on the right it comes after everything that matters
         ids = step.ids.masked_fill(step.positions < 0, -1)
-        owner, after = owners(self._turns, ids, Memory(memory.last[rows], memory.owner[rows]))
-        last, who = memory.last.clone(), memory.owner.clone()
-        last[step.rows], who[step.rows] = step.each(after.last), step.each(after.owner)
-        self._memory = Memory(last, who)
-        return owner
+        owner, after = owners(self._turns, ids, memory)
+        spoken = (owner == ASSISTANT).cummax(1).values | self._spoken.before(step, batch, device)
+        self._last.after(step, after.last)
+        self._owner.after(step, after.owner.unsqueeze(1))
+        self._spoken.after(step, spoken[:, -1:])
+        return Read(owner, spoken)

@@ -100,7 +100,7 @@ def probabilities_written(
             probability: Probability = probability,
             reader: TurnReader | None = reader,
         ) -> Tensor:
-            p = probability.read(residual, step, reader.read(step) if reader else None).cpu()
+            p = probability.read(residual, step, reader.read(step).owner if reader else None).cpu()
             for row, i in enumerate(batch):
                 found[i] = p[row, len(prompts[i]) : len(prompts[i]) + len(answers[i])]
             return residual

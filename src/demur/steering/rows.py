@@ -9,11 +9,11 @@ from torch import Tensor
 
 from demur.errors import InputError
 from demur.lm.attach import Step
-from demur.lm.turns import ASSISTANT, Turns
+from demur.lm.turns import Turns
 from demur.spec import LatentGate, NamedGate, Positions, ProbeGate, SteeringSpec
 from demur.steering.artefacts import Artefacts, check_gate
 from demur.steering.gates import GateState
-from demur.steering.positions import TurnReader, chosen, strength
+from demur.steering.positions import OWNERS, TurnReader, chosen, strength
 from demur.types import Hookpoint, parse_hookpoint
 
 _WRITTEN = Positions("generation")
@@ -26,8 +26,6 @@ class _Gate:
         self.place = parse_hookpoint(gate.hookpoint)
         self._looks = (gate.positions, spec.skip_first)
         self.state = GateState()
-        self._spoken = GateState()
-        """Whether the assistant has spoken in a row."""
         self.specs: list[int] = []
         self._probe = gate if isinstance(gate, ProbeGate) else None
         if isinstance(gate, ProbeGate):
@@ -39,33 +37,33 @@ class _Gate:
         """May open in part."""
         self.blind = gate.positions.where in ("prompt", "last_prompt_token", "user") and not self.monitors
         """Reads nothing that the model wrote, so that beams may be swapped under it."""
-        self._prompt_only = gate.positions.where in ("prompt", "last_prompt_token") and not self.monitors
+        self.prompt_only = gate.positions.where in ("prompt", "last_prompt_token") and not self.monitors
+        """Once the model writes, it stays as it is."""
 
     def continue_from(self, other: _Gate) -> None:
         """Go on as the same gate stood."""
-        self.state, self._spoken = other.state, other._spoken
+        self.state = other.state
         if self._probe is not None:
             self.probability = other.probability
 
     def read(self, residual: Tensor, step: Step, rows: Rows) -> Tensor:
         """[batch, pos] how far it is open at each token."""
-        if self._prompt_only and rows.written:  # there is nothing left to decide
+        if self.prompt_only and rows.written:  # there is nothing left to decide
             return self.state.now(step).expand(-1, residual.shape[1])
         at = rows.chosen(self._looks, step)
         if self._probe is None:
             return self.state.read(self._fires(residual, step).to(at.device) & at, step)
         p = self.probability.read(residual, step, rows.owner).to(at.device)
-        fired = at & (p > self._threshold(self._probe, step, rows.owner, at.device))
+        fired = at & (p > self._threshold(self._probe, rows.spoken, at.device))
         if self.monitors:
             fired |= chosen(_WRITTEN, step) & (p > self._probe.monitor)
         return self.state.read(fired * p if self.soft else fired, step)
 
-    def _threshold(self, gate: ProbeGate, step: Step, owner: Tensor | None, device: torch.device) -> float | Tensor:
+    def _threshold(self, gate: ProbeGate, spoken: Tensor | None, device: torch.device) -> float | Tensor:
         """The probability at which it opens; [batch, pos] where it is another one in later turns."""
         if gate.later is None:
             return gate.threshold
-        assert owner is not None
-        spoken = self._spoken.read(owner == ASSISTANT, step) > 0
+        assert spoken is not None
         return torch.where(spoken, gate.later, gate.threshold).to(device)
 
 
@@ -83,10 +81,13 @@ class Rows:
             self._turns = before._turns or self._turns
         self.owner: Tensor | None = None
         """[batch, pos] whose text each token of the pass is, where some spec needs it."""
+        self.spoken: Tensor | None = None
+        """[batch, pos] bool, likewise: it is the assistant's, or one before it was."""
         self.written = False
         """The pass is of tokens that the model wrote, and of no others; known where there are gates."""
-        self._kinds = list(dict.fromkeys((one.positions, one.skip_first) for one in specs))
-        self._kind = torch.tensor([self._kinds.index((one.positions, one.skip_first)) for one in specs])
+        kinds = [(one.positions, one.skip_first, bool(one.edits)) for one in specs]
+        self._kinds = list(dict.fromkeys(kinds))
+        self._kind = torch.tensor([self._kinds.index(kind) for kind in kinds])
         self._fades = any(one.positions.half_life for one in specs)
         self._gates: dict[tuple[object, bool, bool], _Gate] = {}
         for number, spec in enumerate(specs):
@@ -99,7 +100,16 @@ class Rows:
                 self._gates[key].specs.append(number)
         self.gated = {gate.place for gate in self._gates.values()}
         """Where gates read."""
+        looks = [one.positions for one in specs if one.edits]
+        self._settles = (
+            bool(self._gates)
+            and all(gate.prompt_only for gate in self._gates.values())
+            and all(look.every == 1 and look.where not in OWNERS for look in looks)
+        )
+        """Once the model writes, a row that is left as it is at one token is so at all that follow."""
         self._pass: Step | None = None
+        self._still: bool | None = None
+        """Nothing was steered in the pass; None: not looked at."""
         self._on = torch.empty(0)
         self.strength: Tensor | None = None
         """[batch, pos] the share of their way that edits move residuals: what a half-life and the gates read so far
@@ -145,15 +155,29 @@ class Rows:
         if self._turns is not None:
             if step.ids is None:
                 raise InputError("positions in turns need token ids, but the model was called with embeddings")
-            self.owner = self._turns.read(step)
-        self._on = self._by_kind([self.chosen(kind, step) for kind in self._kinds], step)
+            self.owner, self.spoken = self._turns.read(step)
+        on = [self.chosen((at, skip), step, edits) for at, skip, edits in self._kinds]
+        self._on = self._by_kind(on, step)
         self.strength = None
         self.written = bool(
             self._gates and not step.fresh and (step.positions >= step.prompt_lengths.unsqueeze(1)).all()
         )
         if self._fades:
-            self.strength = self._by_kind([strength(positions, step) for positions, _ in self._kinds], step)
-        self._pass = step
+            self.strength = self._by_kind([strength(positions, step) for positions, *_ in self._kinds], step)
+        self._pass, self._still = step, None
+
+    def rests(self, ids: Tensor | None) -> bool:
+        """Whether nothing is steered in a pass of token `ids` [batch, pos], with which the rows of the last one go on.
+
+        If so it need not be told of the pass in any other way.
+        """
+        if not (self._settles and self.written) or (self._turns is not None and ids is None):
+            return False
+        if self._still is None:
+            self._still = not bool(self._on.any())
+        if self._still and self._turns is not None and ids is not None:
+            self._turns.put_off(ids)
+        return self._still
 
     def _by_kind(self, found: Sequence[Tensor], step: Step) -> Tensor:
         """[batch, pos] of what was `found` for each kind of positions, the row's own."""
@@ -162,8 +186,10 @@ class Rows:
         kind = self._kind.to(step.positions.device)[self.which(step)]
         return torch.stack(list(found))[kind, torch.arange(len(kind), device=kind.device)]
 
-    def chosen(self, looks: tuple[Positions, bool], step: Step) -> Tensor:
-        """[batch, pos] bool: tokens at these positions, perhaps without the first one."""
+    def chosen(self, looks: tuple[Positions, bool], step: Step, edits: bool = True) -> Tensor:
+        """[batch, pos] bool: tokens at these positions, perhaps without the first one; none without `edits`."""
+        if not edits:
+            return torch.zeros_like(step.positions, dtype=torch.bool)
         positions, skip_first = looks
         found = chosen(positions, step, self.owner)
         return found & (step.positions > 0) if skip_first else found

@@ -85,7 +85,7 @@ class Slots:
         self._of = of.to(self._of.device)
         rows.slots(self._of)
         self._specs, self._rows, self._counters = specs, rows, edits.counters
-        self._stack.enter_context(attach_all(self._lm.model, edits.hooks))
+        self._stack.enter_context(attach_all(self._lm.model, edits.hooks, rests=rows.rests))
 
     def _counted(self) -> torch.Tensor:
         """[2, slots] tokens steered and changed under the edits that are attached."""

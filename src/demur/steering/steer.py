@@ -70,9 +70,10 @@ def steer(
         raise InputError("no spec was given; give one, or one for each row of the batch")
     bare = model.model if isinstance(model, LanguageModel) else model
     found = Artefacts(bare, saes, directions, gates or {})
-    edits = edits_of(specs, found, Rows(specs, found, turns_of(model, specs, found)))
+    rows = Rows(specs, found, turns_of(model, specs, found))
+    edits = edits_of(specs, found, rows)
     groups = [specs.index(one) for one in specs] if len(set(specs)) > 1 else ()
-    with attach_all(bare, edits.hooks, groups=groups):
+    with attach_all(bare, edits.hooks, groups, rows.rests):
         yield Steering(edits.counters)
 
 
