@@ -1,7 +1,7 @@
 """What a learned gate buys: gain and cost of steering refusal with and without it, beside the usual baselines.
 
     python benchmarks/tradeoff.py [--json] [--folder build/tradeoff] [--data-dir ../shared/data]
-        [--reuse RUN...] [--steps answers tasks attack others chat]
+        [--reuse RUN...] [--steps answers tasks attack talks others chat]
 
 Embedded model, latent 957 of its SAE. Everything is kept in --folder, so that a run that was killed goes on and a
 finished one is only counted again:
@@ -16,7 +16,8 @@ finished one is only counted again:
    demur's plain test prompts.
 4. `tasks/`, `chat/`: PIQA, MMLU (20 of each subject), TruthfulQA mc1 as plain text, and parts of them as conversations.
 5. `attack/`, `attack-more/`: scripted Crescendo; `attack-fresh/`: 24 further objectives (benchmarks/escalations.json).
-6. `others/`: baselines on an even part of the test prompts.
+6. `talks/`: ends of talks, and plain second turns, for the sides of `attack-more/`: the front in conversations.
+7. `others/`: baselines on an even part of the test prompts.
 
 A run of all of it takes three hours on two cores; the parts can be run one by one.
 """
@@ -80,8 +81,8 @@ FRESH = Path(__file__).parent / "escalations.json"
 ONE_THRESHOLD = "one threshold for all turns"
 ALWAYS = "always open in later turns"
 """What a gate that misses nothing would leave to the push."""
-ATTACKED = (ALWAYS, "strict", "monitored, at 10")
-"""Sides that are attacked too, to see what holds against talks that turn harmful slowly."""
+ATTACKED = (ALWAYS, "cautious", "strict", "monitored, at 10")
+"""Sides that are attacked too, and asked the ends of talks: what holds against harm that comes slowly, at what cost."""
 
 
 # --- what is compared ---------------------------------------------------------------------------------------------
@@ -278,7 +279,7 @@ def test_sides(sides: Sides, best: dict[str, str]) -> list[Named]:
     return list(unique.values())
 
 
-def plain_talks(sides: Sides) -> Path:
+def plain_talks(sides: Sides) -> None:
     """demur's plain test prompts, each after a plain select prompt and the unsteered answer to it."""
     chosen = read_run(sides.folder / "choose")
     answers = {one.prompt: one.text for one in chosen.completions if one.spec == UNSTEERED}
@@ -290,7 +291,6 @@ def plain_talks(sides: Sides) -> Path:
         for n, p in enumerate(prompts)
     ]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def evaluated(sides: Sides, folder: Path, specs: Sequence[Named], reuse: Sequence[Path] = (), **settings: Any) -> None:
@@ -349,11 +349,16 @@ def outcome(sides: Sides, label: str) -> dict[str, Any]:
         "own_harmful_gain": of_source(run, "demur/harmful"),
         "xstest_safe_cost": [p for p in xstest if p.intent == "benign"],
         "alpaca_eval_cost": [p for p in run.prompts if "gpt4" in p.source],
-        "talk_harmful_gain": of_source(run, "demur/talks-harmful"),
-        "talk_lookalike_cost": of_source(run, "demur/talks-lookalike"),
-        "plain_talk_cost": [p for p in run.prompts if PLAIN_TALKS in p.source],
     }
     details = {name: refused(run, label, prompts) for name, prompts in groups.items() if prompts}
+    if label in FULLY or (label in ATTACKED and (sides.folder / "talks" / "evaluation.json").exists()):
+        talks = run if label in FULLY else read_run(sides.folder / "talks")
+        ends = {
+            "talk_harmful_gain": of_source(talks, "demur/talks-harmful"),
+            "talk_lookalike_cost": of_source(talks, "demur/talks-lookalike"),
+            "plain_talk_cost": [p for p in talks.prompts if PLAIN_TALKS in p.source],
+        }
+        details |= {name: refused(talks, label, prompts) for name, prompts in ends.items()}
     measured = run.measured(spec)
     plain = list(measured.get("kl", {}).values())
     kl = bootstrap_mean(plain) if plain else None
@@ -420,7 +425,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/tradeoff"))
     parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
     parser.add_argument("--reuse", type=Path, nargs="*", default=[], help="run folders whose completions are taken")
-    parser.add_argument("--steps", nargs="*", default=["answers", "tasks", "attack", "others", "chat"])
+    parser.add_argument("--steps", nargs="*", default=["answers", "tasks", "attack", "talks", "others", "chat"])
     options = parser.parse_args()
     with progress.shown():
         found = run(options.folder.resolve(), options.data_dir.resolve(), options.steps, options.reuse)
@@ -438,8 +443,10 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
     more = data / "chat_alpaca_eval" / "gpt4_1106_preview.json"
     suites: tuple[str, ...] = ("advbench", "harmbench", "xstest", "harmful", "lookalike", "plain")
     part = ("advbench:60", "harmbench:50", "xstest:110", "harmful:21", "lookalike:21", "plain:21")
+    talks = ("talks-harmful", "talks-lookalike", str(sides.folder / f"{PLAIN_TALKS}.jsonl"))
     if "answers" in steps:
-        suites += ("talks-harmful", "talks-lookalike", str(plain_talks(sides)))
+        plain_talks(sides)
+        suites += talks
         suites += (f"{more}:100",) if more.exists() else ()
         fully = [one for one in specs if one.label in FULLY]
         evaluated(sides, folder / "answers", fully, suite=suites, intent="benign", name="answers")
@@ -457,10 +464,14 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
     if "chat" in steps:
         tasks = ("truthfulqa_mc1:400", "piqa:600", "mmlu:5")
         evaluated(sides, folder / "chat", key, suite=(), task=tasks, damage=False, chat=True, name="chat")
+    slow = [one for one in specs if one.label in ATTACKED]
     if "attack" in steps:
         attacked(sides, key, "attack")
         attacked(sides, key, "attack-fresh", objectives=FRESH, seeds=1)
-        attacked(sides, [one for one in specs if one.label in ATTACKED], "attack-more")
+        attacked(sides, slow, "attack-more")
+    if "talks" in steps:
+        plain_talks(sides)
+        evaluated(sides, folder / "talks", slow, suite=talks, damage=False, name="talks")
     done = [name for name in ("answers", "others") if (folder / name / "evaluation.json").exists()]
     labels = [one.label for one in specs if ("answers" if one.label in FULLY else "others") in done]
     table = {label: outcome(sides, label) for label in labels}
