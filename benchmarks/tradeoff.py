@@ -471,7 +471,7 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
         attacked(sides, slow, "attack-more")
     if "talks" in steps:
         plain_talks(sides)
-        evaluated(sides, folder / "talks", slow, suite=talks, damage=False, name="talks")
+        evaluated(sides, folder / "talks", slow, suite=talks, intent="benign", damage=False, name="talks")
     done = [name for name in ("answers", "others") if (folder / name / "evaluation.json").exists()]
     labels = [one.label for one in specs if ("answers" if one.label in FULLY else "others") in done]
     table = {label: outcome(sides, label) for label in labels}
