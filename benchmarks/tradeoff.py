@@ -81,7 +81,9 @@ FRESH = Path(__file__).parent / "escalations.json"
 ONE_THRESHOLD = "one threshold for all turns"
 ALWAYS = "always open in later turns"
 """What a gate that misses nothing would leave to the push."""
-ATTACKED = (ALWAYS, "cautious", "strict", "monitored, at 10")
+WIDE = "0.25 in later turns"
+"""A gate about as free in conversations as the ungated clamp is."""
+ATTACKED = (ALWAYS, WIDE, "cautious", "strict", "monitored, at 10")
 """Sides that are attacked too, and asked the ends of talks: what holds against harm that comes slowly, at what cost."""
 
 
@@ -257,7 +259,7 @@ def test_sides(sides: Sides, best: dict[str, str]) -> list[Named]:
     found.append(Named("clamp", at("clamp")))
     found += [Named(f"clamp at {v:g}", sides.clamp(v)) for v in (8.0, 4.0, 12.0)]
     found += [Named(name, replace(later, gate=gates[name])) for name in ("cautious", "strict")]
-    for name, other in ((ONE_THRESHOLD, None), (ALWAYS, 0.0)):
+    for name, other in ((ONE_THRESHOLD, None), (WIDE, 0.25), (ALWAYS, 0.0)):
         found.append(Named(name, replace(later, gate=replace(gates[CHOSEN], later=other))))
     # a monitor that opens late needs an edit that still goes on
     lasting = replace(sides.clamp(10.0), positions=Positions("answer"))
