@@ -73,7 +73,7 @@ class TurnReader:
 
     def put_off(self, ids: Tensor) -> None:
         """Read `ids` [batch, pos], with which the rows of the last pass go on, only when something else is read."""
-        self._unread.append(ids)
+        self._unread.append(ids.clone())  # not a view of a longer text, nor of a buffer that is written again
 
     def read(self, step: Step) -> Read:
         """Of each token of the pass."""
