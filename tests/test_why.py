@@ -548,6 +548,17 @@ def test_the_page_is_whole_and_closed(finished: Path) -> None:
     assert all("nan" not in line for section in sections(result) for line in section.sentences)
 
 
+def test_where_there_is_no_damage_no_cause_is_told(finished: Path) -> None:
+    result = load(finished)
+    nothing = [replace(one, kl=Estimate(0.0, 0.0, 0.0, 4)) if one.key == "edit" else one for one in result.sides]
+    unknown = [replace(one, ratio=Estimate(math.nan, math.nan, math.nan, 4)) for one in result.contrasts]
+    none = replace(result, sides=nothing, contrasts=unknown)
+    assert "no damage whose cause" in headline(none)[-1]
+    said = [*headline(none), *(line for section in sections(none) for line in section.sentences)]
+    assert said
+    assert not any("n/a" in line or "Where the damage" in line for line in said)
+
+
 @pytest.mark.parametrize("after", [3, 8, 13, 20])
 def test_killed_at_any_write_it_goes_on_to_the_same_numbers(
     tiny: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int

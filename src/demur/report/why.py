@@ -129,7 +129,10 @@ def headline(result: Diagnosis) -> list[str]:
         )
     if cheapest := _cheapest(told):
         said.append(cheapest)
-    said.append("Where the damage comes from: " + "; ".join(_causes(told)) + ".")
+    if edit.kl.value == edit.kl.high == 0:
+        said.append("There is no damage whose cause could be told: on these prompts the model stays as it is.")
+    else:
+        said.append("Where the damage comes from: " + "; ".join(_causes(told)) + ".")
     return said
 
 
@@ -304,7 +307,7 @@ def _reconstruction(told: _Told) -> list[str]:
         f"nats per token; the edit within it {words.estimate_text(told.sides[other].kl)}, with the SAE's error kept "
         f"{words.estimate_text(told.sides[kept].kl)}."
     )
-    if one := told.contrast("kl", "reconstruction", other):
+    if (one := told.contrast("kl", "reconstruction", other)) and isfinite(one.ratio.value):
         found.append(
             "So of the damage that the edit does in the reconstruction, as some tools carry it out, "
             f"{_part(one.ratio)} is there without any edit."
@@ -351,7 +354,7 @@ def _tokens(told: _Told) -> list[str]:
                 else "."
             )
             for damage, gain, name, side in rows
-            if damage
+            if damage and isfinite(damage.ratio.value)
         ]
         found += some
     if one := told.contrast("kl", "sink"):
@@ -379,7 +382,7 @@ def _positions(told: _Told) -> list[str]:
         f"The first token of the answer moves by {words.estimate_text(edit.kl_first)} nats, all tokens by "
         f"{words.estimate_text(edit.kl)} on average."
     ]
-    if one := told.contrast("first token", "edit"):
+    if (one := told.contrast("first token", "edit")) and isfinite(one.ratio.value):
         found.append(f"The first token alone holds {_part(one.ratio)} of the whole answer's damage.")
     kinds = [at for at in told.places("edit", "kl") if not at.lstrip("-").isdigit() and at != "answer"]
     if kinds:
@@ -485,7 +488,7 @@ def _doses(told: _Told) -> list[str]:
         if side.kind != "edit" or side.dose == 1:
             continue
         damage, gain = told.contrast("kl", side.key), told.contrast("log_odds", side.key)
-        if damage is None:
+        if damage is None or not isfinite(damage.ratio.value):
             continue
         said = f"At {words.number(side.dose)} of the value the damage is {_part(damage.ratio)} of the whole"
         if gain and _gains(told):
