@@ -469,7 +469,10 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
     slow = [one for one in specs if one.label in ATTACKED]
     if "attack" in steps:
         attacked(sides, key, "attack")
-        attacked(sides, key, "attack-fresh", objectives=FRESH, seeds=1)
+        # a copy beside the run: where this file lies is no setting of it
+        fresh = folder / "attacked" / FRESH.name
+        write_text(fresh, FRESH.read_text())
+        attacked(sides, key, "attack-fresh", objectives=fresh, seeds=1)
         attacked(sides, slow, "attack-more")
     if "talks" in steps:
         plain_talks(sides)
