@@ -281,8 +281,9 @@ def test_sides(sides: Sides, best: dict[str, str]) -> list[Named]:
     return list(unique.values())
 
 
-def plain_talks(sides: Sides) -> None:
-    """demur's plain test prompts, each after a plain select prompt and the unsteered answer to it."""
+def talk_suites(sides: Sides) -> tuple[str, ...]:
+    """Ends of conversations, and demur's plain test prompts, each after a plain select prompt and the unsteered answer
+    to it, which are written here."""
     chosen = read_run(sides.folder / "choose")
     answers = {one.prompt: one.text for one in chosen.completions if one.spec == UNSTEERED}
     begins = [(p.messages[-1].content, answers[p.id]) for p in chosen.prompts if p.source == "demur/plain"]
@@ -293,6 +294,7 @@ def plain_talks(sides: Sides) -> None:
         for n, p in enumerate(prompts)
     ]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return "talks-harmful", "talks-lookalike", str(path)
 
 
 def evaluated(sides: Sides, folder: Path, specs: Sequence[Named], reuse: Sequence[Path] = (), **settings: Any) -> None:
@@ -445,10 +447,8 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
     more = data / "chat_alpaca_eval" / "gpt4_1106_preview.json"
     suites: tuple[str, ...] = ("advbench", "harmbench", "xstest", "harmful", "lookalike", "plain")
     part = ("advbench:60", "harmbench:50", "xstest:110", "harmful:21", "lookalike:21", "plain:21")
-    talks = ("talks-harmful", "talks-lookalike", str(sides.folder / f"{PLAIN_TALKS}.jsonl"))
     if "answers" in steps:
-        plain_talks(sides)
-        suites += talks
+        suites += talk_suites(sides)
         suites += (f"{more}:100",) if more.exists() else ()
         fully = [one for one in specs if one.label in FULLY]
         evaluated(sides, folder / "answers", fully, suite=suites, intent="benign", name="answers")
@@ -475,7 +475,7 @@ def run(folder: Path, data: Path, steps: Sequence[str], reuse: Sequence[Path] = 
         attacked(sides, key, "attack-fresh", objectives=fresh, seeds=1)
         attacked(sides, slow, "attack-more")
     if "talks" in steps:
-        plain_talks(sides)
+        talks = talk_suites(sides)
         evaluated(sides, folder / "talks", slow, suite=talks, intent="benign", damage=False, name="talks")
     done = [name for name in ("answers", "others") if (folder / name / "evaluation.json").exists()]
     labels = [one.label for one in specs if ("answers" if one.label in FULLY else "others") in done]
