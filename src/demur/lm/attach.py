@@ -217,14 +217,20 @@ def _before(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
-    ids, tokens = _tokens(args, kwargs)
+    ids = kwargs.get("input_ids")
+    if ids is None and args:
+        ids = args[0]
+    tokens = ids if ids is not None else kwargs["inputs_embeds"]
+    cache = given_cache(kwargs)
+    past = int(cache.get_seq_length()) if cache is not None else 0
     about = known.generation
     # rows of a call leave it, or come in by a pass with an empty cache; so as many as before are the same
-    goes_on = about is not None and about is current.about and len(tokens) == current.batch and _past(kwargs) > 0
+    goes_on = about is not None and about is current.about and len(tokens) == current.batch and past > 0
     if goes_on and rests(ids):
         current.step = None
         return
-    current.step, current.about, current.batch = _step(known, args, kwargs), about, len(tokens)
+    current.step = _step(known, ids, tokens, past, kwargs.get("attention_mask"))
+    current.about, current.batch = about, len(tokens)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -236,13 +242,12 @@ def _after(current: _Pass, edit: Edit, _module: Any, _args: Any, output: Any) ->
     return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
 
-def _step(known: _Attached, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-    """The step of a call of the decoder, from its mask, its cache and what is known about the call around it."""
-    ids, tokens = _tokens(args, kwargs)
+def _step(known: _Attached, ids: Tensor | None, tokens: Tensor, past: int, mask: Any) -> Step:
+    """The step of a call of the decoder with `tokens` (`ids`, or their embeddings) after `past` cached ones, from its
+    `mask` and what is known about the call around it."""
     batch, length = tokens.shape[:2]
-    past = _past(kwargs)
     about = known.generation
-    mask = _mask(kwargs.get("attention_mask"), about, batch, past + length)
+    mask = _mask(mask, about, batch, past + length)
     if mask is None:
         positions = torch.arange(past, past + length, device=tokens.device).expand(batch, length)
         counted = None
@@ -273,20 +278,6 @@ def _step(known: _Attached, args: tuple[Any, ...], kwargs: dict[str, Any]) -> St
         ids=ids,
         stands=about.stands if about is not None else None,
     )
-
-
-def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
-    """Token ids of a call of the decoder, None where it has embeddings, and whichever of the two it has."""
-    ids = kwargs.get("input_ids")
-    if ids is None and args:
-        ids = args[0]
-    return ids, ids if ids is not None else kwargs["inputs_embeds"]
-
-
-def _past(kwargs: dict[str, Any]) -> int:
-    """Tokens in the cache."""
-    cache = given_cache(kwargs)
-    return int(cache.get_seq_length()) if cache is not None else 0
 
 
 def _count(counted: Tensor | None, columns: int, batch: int, device: torch.device) -> Tensor:

@@ -108,8 +108,8 @@ class Rows:
         )
         """Once the model writes, a row that is left as it is at one token is so at all that follow."""
         self._pass: Step | None = None
-        self._still: bool | None = None
-        """Nothing was steered in the pass; None: not looked at."""
+        self._idle: bool | None = None
+        """As `idle` says; None: not looked at since the last gate was read."""
         self._on = torch.empty(0)
         self.strength: Tensor | None = None
         """[batch, pos] the share of their way that edits move residuals: what a half-life and the gates read so far
@@ -141,7 +141,7 @@ class Rows:
                 if len(self._specs) > 1:
                     others = ~torch.isin(self.which(step), torch.tensor(gate.specs, device=opened.device))
                     opened = opened.masked_fill(others.unsqueeze(1), 1.0)
-                self._on = self._on & (opened > 0)
+                self._on, self._idle = self._on & (opened > 0), None
                 if gate.soft:
                     self.strength = opened if self.strength is None else self.strength * opened
         return self._on
@@ -156,28 +156,34 @@ class Rows:
             if step.ids is None:
                 raise InputError("positions in turns need token ids, but the model was called with embeddings")
             self.owner, self.spoken = self._turns.read(step)
-        on = [self.chosen((at, skip), step, edits) for at, skip, edits in self._kinds]
-        self._on = self._by_kind(on, step)
+        on = [self.chosen((at, skip), step) & edits for at, skip, edits in self._kinds]
+        self._on, self._idle = self._by_kind(on, step), None
         self.strength = None
         self.written = bool(
             self._gates and not step.fresh and (step.positions >= step.prompt_lengths.unsqueeze(1)).all()
         )
         if self._fades:
             self.strength = self._by_kind([strength(positions, step) for positions, *_ in self._kinds], step)
-        self._pass, self._still = step, None
+        self._pass = step
+
+    def idle(self) -> bool:
+        """Nothing is steered in the pass, by the gates read so far."""
+        if self._idle is None:
+            self._idle = not bool(self._on.any())
+        return self._idle
 
     def rests(self, ids: Tensor | None) -> bool:
         """Whether nothing is steered in a pass of token `ids` [batch, pos], with which the rows of the last one go on.
 
         If so it need not be told of the pass in any other way.
         """
-        if not (self._settles and self.written) or (self._turns is not None and ids is None):
+        if not (self._settles and self.written and self.idle()):
             return False
-        if self._still is None:
-            self._still = not bool(self._on.any())
-        if self._still and self._turns is not None and ids is not None:
+        if self._turns is not None:
+            if ids is None:
+                return False
             self._turns.put_off(ids)
-        return self._still
+        return True
 
     def _by_kind(self, found: Sequence[Tensor], step: Step) -> Tensor:
         """[batch, pos] of what was `found` for each kind of positions, the row's own."""
@@ -186,10 +192,8 @@ class Rows:
         kind = self._kind.to(step.positions.device)[self.which(step)]
         return torch.stack(list(found))[kind, torch.arange(len(kind), device=kind.device)]
 
-    def chosen(self, looks: tuple[Positions, bool], step: Step, edits: bool = True) -> Tensor:
-        """[batch, pos] bool: tokens at these positions, perhaps without the first one; none without `edits`."""
-        if not edits:
-            return torch.zeros_like(step.positions, dtype=torch.bool)
+    def chosen(self, looks: tuple[Positions, bool], step: Step) -> Tensor:
+        """[batch, pos] bool: tokens at these positions, perhaps without the first one."""
         positions, skip_first = looks
         found = chosen(positions, step, self.owner)
         return found & (step.positions > 0) if skip_first else found

@@ -109,7 +109,7 @@ def _edit(
     on = rows.steered(place, residual, step)
     if not groups:
         return residual
-    if rows.gated and not bool(on.any()):
+    if rows.gated and rows.idle():
         for counter in counters:
             counter.none(step)
         return residual
